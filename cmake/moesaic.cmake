@@ -1,0 +1,89 @@
+# The house's own CMake vocabulary: one function per kind of target, so that the root file reads as a list.
+
+function(moesaic_flags target)
+  target_compile_options(${target} PRIVATE
+    -Wall -Wextra -Wshadow -Wconversion -Werror -ffp-contract=off -fno-math-errno
+    -fstack-protector-strong -fstack-clash-protection)
+  target_compile_definitions(${target} PRIVATE $<$<CONFIG:Release>:_FORTIFY_SOURCE=2>)
+  target_link_options(${target} PRIVATE -Wl,-z,relro,-z,now,-z,noexecstack)
+  if(MOESAIC_SANITIZE)
+    target_compile_options(${target} PRIVATE
+      -fsanitize=${MOESAIC_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer)
+    target_link_options(${target} PUBLIC -fsanitize=${MOESAIC_SANITIZE})
+  endif()
+endfunction()
+
+# moesaic_module(name DEPENDS targets...): cpp/<name>/*.cpp as the static library moesaic_<name>.
+# Sources in a subfolder named like an ISA come in through moesaic_isa, with flags of their own.
+function(moesaic_module name)
+  cmake_parse_arguments(arg "" "" "DEPENDS" ${ARGN})
+  file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/cpp/${name}/*.cpp)
+  list(FILTER sources EXCLUDE REGEX "/kernels/avx[^/]*/")
+  if(NOT sources)
+    add_library(moesaic_${name} INTERFACE)
+    target_link_libraries(moesaic_${name} INTERFACE ${arg_DEPENDS})
+    target_include_directories(moesaic_${name} INTERFACE ${PROJECT_SOURCE_DIR}/cpp)
+    return()
+  endif()
+  add_library(moesaic_${name} STATIC ${sources})
+  target_include_directories(moesaic_${name} PUBLIC ${PROJECT_SOURCE_DIR}/cpp)
+  target_link_libraries(moesaic_${name} PUBLIC ${arg_DEPENDS})
+  moesaic_flags(moesaic_${name})
+endfunction()
+
+# moesaic_isa(module isa flags): cpp/<module>/<isa>/*.cpp compiled with the flags of that ISA, linked into the module.
+# An object library of its own, so that no inline function compiled for a newer ISA is shared with older code by the
+# linker: these files keep everything in anonymous namespaces and export one table.
+function(moesaic_isa module isa flags)
+  file(GLOB sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/cpp/${module}/${isa}/*.cpp)
+  if(NOT sources)
+    return()
+  endif()
+  separate_arguments(flag_list UNIX_COMMAND "${flags}")
+  add_library(moesaic_${module}_${isa} OBJECT ${sources})
+  target_include_directories(moesaic_${module}_${isa} PRIVATE ${PROJECT_SOURCE_DIR}/cpp)
+  moesaic_flags(moesaic_${module}_${isa})
+  target_compile_options(moesaic_${module}_${isa} PRIVATE ${flag_list})
+  target_sources(moesaic_${module} PRIVATE $<TARGET_OBJECTS:moesaic_${module}_${isa}>)
+endfunction()
+
+# moesaic_test(module): tests/cpp/<module>/*.cpp as one GoogleTest program; its data folder is passed by definition.
+function(moesaic_test module)
+  file(GLOB sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/cpp/${module}/*.cpp)
+  if(NOT sources)
+    return()
+  endif()
+  add_executable(test_${module} ${sources})
+  target_include_directories(test_${module} PRIVATE ${PROJECT_SOURCE_DIR}/tests/cpp)
+  target_link_libraries(test_${module} PRIVATE moesaic_${module} GTest::gtest_main Eigen3::Eigen)
+  target_compile_definitions(test_${module} PRIVATE
+    MOESAIC_TEST_DATA="${PROJECT_SOURCE_DIR}/tests/data")
+  moesaic_flags(test_${module})
+  target_compile_options(test_${module} PRIVATE -Wno-conversion -Wno-shadow)
+  add_test(NAME ${module} COMMAND test_${module})
+  set_tests_properties(${module} PROPERTIES TIMEOUT 600)
+endfunction()
+
+function(moesaic_bench module)
+  file(GLOB sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/bench/cpp/${module}*.cpp)
+  if(NOT sources)
+    return()
+  endif()
+  add_executable(bench_${module} ${sources})
+  target_link_libraries(bench_${module} PRIVATE moesaic_${module} benchmark::benchmark)
+  moesaic_flags(bench_${module})
+endfunction()
+
+# moesaic_fuzz(module): every tests/fuzz/<module>_*.cpp is a libFuzzer target; the libraries must be built with
+# MOESAIC_SANITIZE=address,undefined,fuzzer-no-link.
+function(moesaic_fuzz module)
+  file(GLOB sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/fuzz/${module}_*.cpp)
+  foreach(source ${sources})
+    get_filename_component(stem ${source} NAME_WE)
+    add_executable(fuzz_${stem} ${source})
+    target_link_libraries(fuzz_${stem} PRIVATE moesaic_${module})
+    moesaic_flags(fuzz_${stem})
+    target_compile_options(fuzz_${stem} PRIVATE -fsanitize=fuzzer)
+    target_link_options(fuzz_${stem} PRIVATE -fsanitize=fuzzer)
+  endforeach()
+endfunction()
