@@ -1,4 +1,5 @@
-// Anonymous memory for scratch and KV pages: 64-byte aligned, zero at first, physical pages taken only when touched.
+// Anonymous memory for scratch and KV pages: 64-byte aligned, zero at first, physical pages taken
+// only when touched.
 #pragma once
 
 #include <cstddef>
@@ -27,7 +28,8 @@ class AlignedBuffer {
   const T* as() const {
     return reinterpret_cast<const T*>(data_);
   }
-  // Gives the physical pages inside [offset, offset + n_bytes) back to the system; they read as zero afterwards.
+  // Gives the physical pages inside [offset, offset + n_bytes) back to the system; they read as
+  // zero afterwards.
   void release(std::size_t offset, std::size_t n_bytes);
 
  private:

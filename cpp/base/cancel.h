@@ -1,4 +1,5 @@
-// A flag that asks running work to stop. Work checks it between pieces of at most some 10 ms and throws CancelledError.
+// A flag that asks running work to stop. Work checks it between pieces of at most some 10 ms and
+// throws CancelledError.
 #pragma once
 
 #include <atomic>

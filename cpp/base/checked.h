@@ -1,4 +1,5 @@
-// Checked integer arithmetic for sizes that come from a file, a peer or a caller: wraps nothing, throws FormatError.
+// Checked integer arithmetic for sizes that come from a file, a peer or a caller: wraps nothing,
+// throws FormatError.
 #pragma once
 
 #include <cstdint>

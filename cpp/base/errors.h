@@ -1,6 +1,7 @@
-// The one hierarchy of errors. C++ throws these; bindings/errors.cpp joins each to a Python class of the same name.
-// A message says where, what, got, need, and what to do next: "[Model.forward] tokens: got float64 (3, 7), need ...".
-// Not for control flow inside a step, and never for aborting: nothing in Moesaic aborts.
+// The one hierarchy of errors. C++ throws these; bindings/errors.cpp joins each to a Python class
+// of the same name. A message says where, what, got, need, and what to do next: "[Model.forward]
+// tokens: got float64 (3, 7), need ...". Not for control flow inside a step, and never for
+// aborting: nothing in Moesaic aborts.
 #pragma once
 
 #include <cstdint>
@@ -48,11 +49,13 @@ class InternalError : public Error {  // our bug -> RuntimeError
  public:
   using Error::Error;
 };
-class CancelledError : public Error {  // the caller asked to stop; bindings turn it into what stopped it
+class CancelledError
+    : public Error {  // the caller asked to stop; bindings turn it into what stopped it
  public:
   using Error::Error;
 };
-class ClosedError : public ArgumentError {  // used after close() -> ValueError, as Python's closed files
+class ClosedError
+    : public ArgumentError {  // used after close() -> ValueError, as Python's closed files
  public:
   using ArgumentError::ArgumentError;
 };
@@ -69,7 +72,10 @@ class WorkerLost : public Error {  // -> ConnectionError
  public:
   WorkerLost(const std::string& message, std::string node, std::vector<int> layers,
              std::vector<std::int32_t> tokens)
-      : Error(message), node(std::move(node)), layers(std::move(layers)), tokens(std::move(tokens)) {}
+      : Error(message),
+        node(std::move(node)),
+        layers(std::move(layers)),
+        tokens(std::move(tokens)) {}
   std::string node;                  // "host:port"
   std::vector<int> layers;           // layers it held
   std::vector<std::int32_t> tokens;  // tokens generated so far

@@ -1,6 +1,7 @@
-// A fixed team of threads for fork-join compute: run(f) calls f(i) on every member at once, the caller being member 0.
-// Members spin briefly between jobs, then sleep. Not a task queue: work is cut by the caller, in a fixed way, so that
-// results do not depend on timing. Threads are limited to (and spread over) the CPUs the process may use.
+// A fixed team of threads for fork-join compute: run(f) calls f(i) on every member at once, the
+// caller being member 0. Members spin briefly between jobs, then sleep. Not a task queue: work is
+// cut by the caller, in a fixed way, so that results do not depend on timing. Threads are limited
+// to (and spread over) the CPUs the process may use.
 #pragma once
 
 #include <atomic>
@@ -15,7 +16,8 @@
 
 namespace moesaic {
 
-// CPUs this process may use: the affinity mask, cut by the cgroup's CPU quota (rounded up). At least 1.
+// CPUs this process may use: the affinity mask, cut by the cgroup's CPU quota (rounded up). At
+// least 1.
 int available_cpus();
 
 class ThreadPool {
@@ -28,14 +30,16 @@ class ThreadPool {
 
   int size() const { return static_cast<int>(workers_.size()) + 1; }
 
-  // Calls job(member) for member in [0, size()) and returns when all have ended; rethrows the first exception.
-  // Only one thread may call run at a time; a job must not call run.
+  // Calls job(member) for member in [0, size()) and returns when all have ended; rethrows the first
+  // exception. Only one thread may call run at a time; a job must not call run.
   void run(const std::function<void(int member)>& job);
 
-  // A barrier for the members of the running job: returns when all have called it. For jobs of several phases.
+  // A barrier for the members of the running job: returns when all have called it. For jobs of
+  // several phases.
   void barrier();
 
-  // [begin, end) of n items for `member`, cut at multiples of `grain`; the same for the same (n, size()).
+  // [begin, end) of n items for `member`, cut at multiples of `grain`; the same for the same (n,
+  // size()).
   struct Range {
     std::int64_t begin = 0;
     std::int64_t end = 0;

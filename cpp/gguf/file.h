@@ -1,6 +1,7 @@
-// A GGUF file set (v2, v3, little endian) as it lies on disk: metadata and a directory of tensors over mmap. Copies
-// nothing: strings, arrays and tensor bytes are views into the mapping, so that opening 400 GB costs milliseconds. Knows
-// no model: what the keys mean is model/'s business. Format: FACTS.md section 1.
+// A GGUF file set (v2, v3, little endian) as it lies on disk: metadata and a directory of tensors
+// over mmap. Copies nothing: strings, arrays and tensor bytes are views into the mapping, so that
+// opening 400 GB costs milliseconds. Knows no model: what the keys mean is model/'s business.
+// Format: FACTS.md section 1.
 #pragma once
 
 #include <cstddef>
@@ -51,32 +52,34 @@ class ArrayView {
   std::span<const std::uint8_t> bytes_;
 };
 
-// One metadata value. Typed getters convert between integer widths when the value fits and throw FormatError (naming the
-// key) otherwise.
+// One metadata value. Typed getters convert between integer widths when the value fits and throw
+// FormatError (naming the key) otherwise.
 class Value {
  public:
   Value(std::string_view key, ValueType type, std::span<const std::uint8_t> bytes);
   std::string_view key() const { return key_; }
   ValueType type() const { return type_; }
-  std::int64_t as_int() const;      // any integer type or bool
-  std::uint64_t as_uint() const;    // any integer type >= 0 or bool
-  double as_float() const;          // F32, F64 or any integer
-  bool as_bool() const;             // bool only
+  std::int64_t as_int() const;    // any integer type or bool
+  std::uint64_t as_uint() const;  // any integer type >= 0 or bool
+  double as_float() const;        // F32, F64 or any integer
+  bool as_bool() const;           // bool only
   std::string_view as_string() const;
   ArrayView as_array() const;
 
  private:
   std::string_view key_;
   ValueType type_;
-  std::span<const std::uint8_t> bytes_;  // payload: scalar, string with its length, or array with its header
+  std::span<const std::uint8_t>
+      bytes_;  // payload: scalar, string with its length, or array with its header
 };
 
 struct TensorInfo {
   std::string name;
   quant::Qtype type;
-  std::vector<std::uint64_t> ne;  // file order: ne[0] is the row length; NumPy's shape is the reverse
-  int file;                       // index of the part it lies in
-  std::uint64_t offset;           // from the start of that part, in bytes
+  std::vector<std::uint64_t>
+      ne;                // file order: ne[0] is the row length; NumPy's shape is the reverse
+  int file;              // index of the part it lies in
+  std::uint64_t offset;  // from the start of that part, in bytes
   std::uint64_t n_bytes;
   std::uint64_t n_elems;
   std::uint64_t n_rows() const { return ne.empty() || ne[0] == 0 ? 0 : n_elems / ne[0]; }
@@ -84,20 +87,24 @@ struct TensorInfo {
 
 class File {
  public:
-  // Opens a file, or a whole split set from any of its parts. Throws FormatError or IoError naming file and place.
+  // Opens a file, or a whole split set from any of its parts. Throws FormatError or IoError naming
+  // file and place.
   static std::shared_ptr<const File> open(const std::string& path);
-  // A single-part file from memory that the caller keeps alive; for tests and fuzzing. `name` stands in messages.
-  static std::shared_ptr<const File> from_memory(std::span<const std::uint8_t> bytes, const std::string& name);
+  // A single-part file from memory that the caller keeps alive; for tests and fuzzing. `name`
+  // stands in messages.
+  static std::shared_ptr<const File> from_memory(std::span<const std::uint8_t> bytes,
+                                                 const std::string& name);
   virtual ~File() = default;
 
   virtual std::uint32_t version() const = 0;
-  virtual std::uint64_t alignment() const = 0;             // of the first part
-  virtual std::span<const Value> metadata() const = 0;     // file order; the first part's of a split set
-  virtual std::span<const TensorInfo> tensors() const = 0; // all parts, in part and file order
-  virtual std::span<const std::string> paths() const = 0;  // of the parts
+  virtual std::uint64_t alignment() const = 0;  // of the first part
+  virtual std::span<const Value> metadata()
+      const = 0;  // file order; the first part's of a split set
+  virtual std::span<const TensorInfo> tensors() const = 0;  // all parts, in part and file order
+  virtual std::span<const std::string> paths() const = 0;   // of the parts
 
-  virtual const Value* find(std::string_view key) const = 0;              // null when absent
-  virtual const TensorInfo* find_tensor(std::string_view name) const = 0; // null when absent
+  virtual const Value* find(std::string_view key) const = 0;               // null when absent
+  virtual const TensorInfo* find_tensor(std::string_view name) const = 0;  // null when absent
   // The tensor's bytes in the mapping, valid as long as the File lives.
   virtual std::span<const std::uint8_t> bytes(const TensorInfo& tensor) const = 0;
 };

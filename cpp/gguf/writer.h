@@ -1,4 +1,5 @@
-// Writes small single-part GGUF v3 files: for tests, the demo model and people's own experiments. Not a converter.
+// Writes small single-part GGUF v3 files: for tests, the demo model and people's own experiments.
+// Not a converter.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +15,8 @@ namespace moesaic::gguf {
 class Writer {
  public:
   explicit Writer(std::uint32_t alignment = 32);
-  void add_int(std::string_view key, ValueType type, std::int64_t value);  // range-checked against type
+  void add_int(std::string_view key, ValueType type,
+               std::int64_t value);  // range-checked against type
   void add_uint(std::string_view key, ValueType type, std::uint64_t value);
   void add_float(std::string_view key, ValueType type, double value);
   void add_bool(std::string_view key, bool value);

@@ -1,4 +1,5 @@
-// Scalar conversions between float and the 16- and 8-bit formats found in GGUF blocks. Exact, round to nearest even.
+// Scalar conversions between float and the 16- and 8-bit formats found in GGUF blocks. Exact, round
+// to nearest even.
 #pragma once
 
 #include <bit>
@@ -45,7 +46,8 @@ inline std::uint16_t f32_to_bf16(float value) {
   return static_cast<std::uint16_t>((bits + 0x7FFFU + ((bits >> 16) & 1U)) >> 16);
 }
 
-// E8M0 exponent -> 2^(e - 127) / 2, MXFP4's block scale with its code book in half units; e = 0, 1 are subnormal.
+// E8M0 exponent -> 2^(e - 127) / 2, MXFP4's block scale with its code book in half units; e = 0, 1
+// are subnormal.
 inline float e8m0_half_to_f32(std::uint8_t e) {
   const std::uint32_t bits = e < 2 ? 0x00200000U << e : static_cast<std::uint32_t>(e - 1) << 23;
   return std::bit_cast<float>(bits);

@@ -1,6 +1,7 @@
-// Element types of GGUF tensors and their traits table: block geometry and the exact scalar decoder and encoder of each.
-// This is the reference that every fast kernel is held against. Ids: ggml's file format (FACTS.md section 1).
-// Adding a type: one enum value here, one row in qtype.cpp, one pair of files <type>.{h,cpp}.
+// Element types of GGUF tensors and their traits table: block geometry and the exact scalar decoder
+// and encoder of each. This is the reference that every fast kernel is held against. Ids: ggml's
+// file format (FACTS.md section 1). Adding a type: one enum value here, one row in qtype.cpp, one
+// pair of files <type>.{h,cpp}.
 #pragma once
 
 #include <cstdint>
@@ -52,7 +53,8 @@ struct QtypeTraits {
   int block_elems;        // elements per block; a row's length is a multiple of it
   int block_bytes;        // bytes per block
   bool is_weight;         // a matmul can take it (false: integers and F64, readable only)
-  // Decodes n_blocks blocks to n_blocks * block_elems floats, value for value as the gguf package does.
+  // Decodes n_blocks blocks to n_blocks * block_elems floats, value for value as the gguf package
+  // does.
   void (*decode)(const std::uint8_t* blocks, std::int64_t n_blocks, float* out);
   // Encodes n_blocks * block_elems floats; null where Moesaic cannot write the type.
   void (*encode)(const float* in, std::int64_t n_blocks, std::uint8_t* blocks);
@@ -66,7 +68,8 @@ std::span<const QtypeTraits> all_qtypes();
 std::optional<Qtype> qtype_from_id(std::uint32_t id);
 std::optional<Qtype> qtype_from_name(std::string_view name);
 
-// Bytes of one row of n_elems elements; throws FormatError when n_elems is no multiple of the block.
+// Bytes of one row of n_elems elements; throws FormatError when n_elems is no multiple of the
+// block.
 std::uint64_t row_bytes(Qtype type, std::uint64_t n_elems);
 
 }  // namespace moesaic::quant
