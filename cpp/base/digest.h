@@ -1,4 +1,5 @@
-// SHA-256 (OpenSSL's libcrypto) for content digests and CRC-32C for frames.
+// SHA-256 (OpenSSL's libcrypto) for content digests: session files, weight caches. Not for
+// passwords or keys.
 #pragma once
 
 #include <array>

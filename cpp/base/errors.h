@@ -8,6 +8,7 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace moesaic {
@@ -62,20 +63,20 @@ class ClosedError
 
 class OutOfMemoryError : public Error {  // -> MemoryError
  public:
-  OutOfMemoryError(const std::string& message, std::uint64_t needed_bytes, std::uint64_t free_bytes)
-      : Error(message), needed_bytes(needed_bytes), free_bytes(free_bytes) {}
+  OutOfMemoryError(const std::string& message, std::uint64_t needed, std::uint64_t free)
+      : Error(message), needed_bytes(needed), free_bytes(free) {}
   std::uint64_t needed_bytes;
   std::uint64_t free_bytes;
 };
 
 class WorkerLost : public Error {  // -> ConnectionError
  public:
-  WorkerLost(const std::string& message, std::string node, std::vector<int> layers,
-             std::vector<std::int32_t> tokens)
+  WorkerLost(const std::string& message, std::string lost_node, std::vector<int> its_layers,
+             std::vector<std::int32_t> tokens_so_far)
       : Error(message),
-        node(std::move(node)),
-        layers(std::move(layers)),
-        tokens(std::move(tokens)) {}
+        node(std::move(lost_node)),
+        layers(std::move(its_layers)),
+        tokens(std::move(tokens_so_far)) {}
   std::string node;                  // "host:port"
   std::vector<int> layers;           // layers it held
   std::vector<std::int32_t> tokens;  // tokens generated so far

@@ -49,6 +49,7 @@ class ThreadPool {
  private:
   struct Sync;
   void loop(int member);
+  void shut_down() noexcept;
   void record(std::exception_ptr error);
 
   std::vector<std::thread> workers_;
