@@ -1,0 +1,11 @@
+// The private extension module moesaic._core. Public classes, docs and defaults live in
+// python/moesaic/.
+#include "bindings/register.h"
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() = "Moesaic's C++ core (private: use the moesaic package).";
+  moesaic::bindings::register_errors(m);
+  moesaic::bindings::register_gguf(m);
+  moesaic::bindings::register_engine(m);
+  moesaic::bindings::register_system(m);
+}

@@ -1,0 +1,14 @@
+// One function per bound group of classes; module.cpp calls them in this order (errors first: the
+// others throw them).
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace moesaic::bindings {
+
+void register_errors(pybind11::module_& m);
+void register_gguf(pybind11::module_& m);
+void register_engine(pybind11::module_& m);
+void register_system(pybind11::module_& m);
+
+}  // namespace moesaic::bindings

@@ -1,0 +1,21 @@
+// What this build and machine are: ISA tables, CPUs, memory. For `moesaic doctor`, Model's repr and
+// tests.
+#include <pybind11/stl.h>
+
+#include "backend/backend.h"
+#include "base/aligned_buffer.h"
+#include "base/thread_pool.h"
+#include "bindings/register.h"
+
+namespace moesaic::bindings {
+
+void register_system(pybind11::module_& m) {
+  m.def("available_cpus", &available_cpus,
+        "CPUs this process may use (affinity and cgroup quota).");
+  m.def("available_memory_bytes", &available_memory_bytes,
+        "Bytes of memory this process could still take (MemAvailable, cgroup limit).");
+  m.def("available_backends", &backend::available_backends,
+        "Names accepted by Model(backend=...).");
+}
+
+}  // namespace moesaic::bindings
