@@ -18,7 +18,7 @@ endfunction()
 function(moesaic_module name)
   cmake_parse_arguments(arg "" "" "DEPENDS" ${ARGN})
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/cpp/${name}/*.cpp)
-  list(FILTER sources EXCLUDE REGEX "/kernels/avx[^/]*/")
+  list(FILTER sources EXCLUDE REGEX "/kernels/(avx[^/]*|missing)/")
   if(NOT sources)
     add_library(moesaic_${name} INTERFACE)
     target_link_libraries(moesaic_${name} INTERFACE ${arg_DEPENDS})
@@ -31,10 +31,16 @@ function(moesaic_module name)
   moesaic_flags(moesaic_${name})
 endfunction()
 
-# moesaic_isa(module isa flags): cpp/<module>/<isa>/*.cpp compiled with the flags of that ISA, linked into the module.
+# moesaic_isa(module isa flags): cpp/<module>/<isa>/*.cpp compiled with the flags of that ISA, linked into the module; or,
+# when MOESAIC_ISAS leaves the ISA out, cpp/<module>/missing/<isa>.cpp, whose table is null.
 # An object library of its own, so that no inline function compiled for a newer ISA is shared with older code by the
 # linker: these files keep everything in anonymous namespaces and export one table.
 function(moesaic_isa module isa flags)
+  if(NOT isa IN_LIST MOESAIC_ISAS)
+    target_sources(moesaic_${module} PRIVATE
+      ${PROJECT_SOURCE_DIR}/cpp/${module}/missing/${isa}.cpp)
+    return()
+  endif()
   file(GLOB sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/cpp/${module}/${isa}/*.cpp)
   if(NOT sources)
     return()
