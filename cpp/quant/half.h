@@ -53,4 +53,15 @@ inline float e8m0_half_to_f32(std::uint8_t e) {
   return std::bit_cast<float>(bits);
 }
 
+// Unsigned E4M3 (bias 7) -> its value / 2, NVFP4's block scale with its code book in half units;
+// 0x7F stands for 0, the sign bit is not looked at beyond that (0xFF is 480 / 2, as the gguf
+// package reads it).
+inline float ue4m3_half_to_f32(std::uint8_t u) {
+  const std::uint32_t exp = (u >> 3) & 15U;
+  const std::uint32_t mant = u & 7U;
+  if (u == 0x7F) return 0.0F;
+  if (exp == 0) return static_cast<float>(mant) * 0x1p-10F;
+  return std::bit_cast<float>((exp + 119U) << 23 | mant << 20);
+}
+
 }  // namespace moesaic::quant

@@ -64,7 +64,8 @@ struct QtypeTraits {
 const QtypeTraits& traits(Qtype type);
 // All rows, in id order.
 std::span<const QtypeTraits> all_qtypes();
-// Nothing for an id that is unknown or has been removed from the format.
+// Names are compared without regard to case. Nothing for an id that is unknown or has been removed
+// from the format.
 std::optional<Qtype> qtype_from_id(std::uint32_t id);
 std::optional<Qtype> qtype_from_name(std::string_view name);
 

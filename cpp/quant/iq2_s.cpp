@@ -1,0 +1,24 @@
+// Exact scalar decoder; see the header for the layout.
+#include "quant/iq2_s.h"
+
+#include "quant/grid_point.h"
+#include "quant/grids.h"
+#include "quant/half.h"
+
+namespace moesaic::quant {
+
+void decode_iq2_s(const std::uint8_t* blocks, std::int64_t n_blocks, float* out) {
+  const auto* block = reinterpret_cast<const BlockIQ2_S*>(blocks);
+  for (std::int64_t n = 0; n < n_blocks; ++n, ++block, out += 256) {
+    const float d = f16_to_f32(block->d);
+    for (int g = 0; g < 32; ++g) {
+      const unsigned nibble =
+          (static_cast<unsigned>(block->scales[g / 4]) >> (4 * (g / 2 % 2))) & 15U;
+      const float scale = d * (0.5F + static_cast<float>(nibble)) * 0.25F;
+      const unsigned high = (static_cast<unsigned>(block->qh[g / 4]) >> (2 * (g % 4))) & 3U;
+      write_point(kIq2sGrid[block->qs[g] | (high << 8)], block->signs[g], scale, out + 8 * g);
+    }
+  }
+}
+
+}  // namespace moesaic::quant

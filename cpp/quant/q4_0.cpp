@@ -1,0 +1,19 @@
+// Exact scalar decoder; see the header for the layout.
+#include "quant/q4_0.h"
+
+#include "quant/half.h"
+
+namespace moesaic::quant {
+
+void decode_q4_0(const std::uint8_t* blocks, std::int64_t n_blocks, float* out) {
+  const auto* block = reinterpret_cast<const BlockQ4_0*>(blocks);
+  for (std::int64_t n = 0; n < n_blocks; ++n, ++block, out += 32) {
+    const float d = f16_to_f32(block->d);
+    for (int j = 0; j < 16; ++j) {
+      out[j] = d * static_cast<float>((block->qs[j] & 15) - 8);
+      out[j + 16] = d * static_cast<float>((block->qs[j] >> 4) - 8);
+    }
+  }
+}
+
+}  // namespace moesaic::quant

@@ -1,0 +1,26 @@
+// Q5_1: 32 elements in 24 bytes, 6 bits each. x[i] = d * q[i] + m. Source: ggml's file format.
+#pragma once
+
+#include <cstdint>
+
+namespace moesaic::quant {
+
+// bytes  0..1   d      f16
+// bytes  2..3   m      f16
+// bytes  4..7   qh     bit i: bit 4 of q[i]
+// bytes  8..23  qs[j]  low nibble: bits 0..3 of q[j], high nibble: of q[j + 16]
+#pragma pack(push, 1)
+struct BlockQ5_1 {
+  std::uint16_t d;
+  std::uint16_t m;
+  std::uint32_t qh;
+  std::uint8_t qs[16];
+};
+#pragma pack(pop)
+static_assert(sizeof(BlockQ5_1) == 24);
+
+// blocks: n_blocks * 24 bytes; out: n_blocks * 32 floats.
+void decode_q5_1(const std::uint8_t* blocks, std::int64_t n_blocks, float* out);
+void encode_q5_1(const float* in, std::int64_t n_blocks, std::uint8_t* blocks);
+
+}  // namespace moesaic::quant
