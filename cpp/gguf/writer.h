@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <set>
 #include <span>
 #include <string>
 #include <string_view>
@@ -39,9 +40,11 @@ class Writer {
     std::vector<std::uint8_t> bytes;
   };
   void begin_key(std::string_view key, ValueType type);
+  std::vector<std::uint8_t> header() const;  // up to where the tensors begin
   std::uint32_t alignment_;
   std::uint64_t n_keys_ = 0;
-  std::vector<std::string> keys_;
+  std::set<std::string> keys_;
+  std::set<std::string> names_;
   std::vector<std::uint8_t> metadata_;
   std::vector<Tensor> tensors_;
 };

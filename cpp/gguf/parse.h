@@ -1,0 +1,33 @@
+// One part of a file set: its header, metadata and tensor directory, all checked against the bytes
+// that are there. Internal to gguf/.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "gguf/file.h"
+
+namespace moesaic::gguf {
+
+struct ParsedPart {
+  std::uint32_t version = 0;
+  std::uint64_t alignment = 0;
+  std::vector<Value> metadata;        // file order
+  std::vector<std::uint32_t> by_key;  // indices into metadata, sorted by key
+  std::vector<TensorInfo> tensors;    // file order; .file is 0
+};
+
+// Throws FormatError naming `file`, the byte and the key or tensor. The views in the result point
+// into `bytes`.
+ParsedPart parse_part(std::span<const std::uint8_t> bytes, const std::string& file);
+
+// The value of `key`, or null.
+const Value* find_value(const ParsedPart& part, std::string_view key);
+
+// What a file that does not begin as GGUF seems to be, as the tail of a message: " It looks like
+// ...", or "".
+std::string looks_like(std::span<const std::uint8_t> bytes);
+
+}  // namespace moesaic::gguf
