@@ -25,8 +25,9 @@ constexpr std::uint32_t kVersion = 3;
 
 template <typename T>
 void put(std::vector<std::uint8_t>& out, T value) {
-  const auto* bytes = reinterpret_cast<const std::uint8_t*>(&value);
-  out.insert(out.end(), bytes, bytes + sizeof(T));
+  const std::size_t at = out.size();
+  out.resize(at + sizeof(T));
+  std::memcpy(out.data() + at, &value, sizeof(T));
 }
 
 void put_bytes(std::vector<std::uint8_t>& out, std::span<const std::uint8_t> bytes) {
@@ -211,7 +212,8 @@ void Writer::add_tensor(std::string_view name, quant::Qtype type, std::span<cons
 }
 
 std::vector<std::uint8_t> Writer::header() const {
-  std::vector<std::uint8_t> out(std::begin(kMagic), std::end(kMagic));
+  std::vector<std::uint8_t> out;
+  for (const char c : kMagic) put(out, c);
   put(out, kVersion);
   put<std::uint64_t>(out, tensors_.size());
   put(out, n_keys_);
