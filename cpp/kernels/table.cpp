@@ -1,0 +1,61 @@
+// Which tables this machine can run, and the choice among them.
+#include "kernels/table.h"
+
+#include <cstdlib>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/errors.h"
+#include "kernels/act_layout.h"
+#include "kernels/common/attention.h"
+#include "kernels/tables.h"
+
+namespace moesaic::kernels {
+namespace {
+
+std::vector<const Table*> runnable_tables() {
+  std::vector<const Table*> tables = {&generic::table()};
+  return tables;
+}
+
+}  // namespace
+
+std::size_t act_row_bytes(ActFormat format, std::int64_t k) {
+  if (format == ActFormat::kF32) return static_cast<std::size_t>((k + 15) / 16 * 64);
+  const std::int64_t kp = padded_k(k);
+  const std::int64_t n_bytes = kp + kp / kSumGroup * 2 + kp / scale_group(format) * 4;
+  return static_cast<std::size_t>((n_bytes + 63) / 64 * 64);
+}
+
+// The largest panel: 16 rows of bytes, with scales and minima per 16 of k beside them.
+std::size_t matmul_scratch_bytes(std::int64_t k) {
+  return static_cast<std::size_t>(26 * padded_k(k)) + 4096;
+}
+
+std::size_t attention_scratch_bytes(std::int64_t, std::int64_t) { return sizeof(AttentionScratch); }
+
+std::span<const Table* const> available_tables() {
+  static const std::vector<const Table*> tables = runnable_tables();
+  return tables;
+}
+
+const Table& best_table() {
+  const char* forced = std::getenv("MOESAIC_ISA");
+  if (forced != nullptr && *forced != '\0') return table_by_name(forced);
+  return *available_tables().back();
+}
+
+const Table& table_by_name(const char* name) {
+  std::string names;
+  for (const Table* table : available_tables()) {
+    if (std::string_view(table->isa) == name) return *table;
+    names += names.empty() ? "" : ", ";
+    names += table->isa;
+  }
+  fail<ArgumentError>("[kernels] instruction set (MOESAIC_ISA): got '", name,
+                      "', need one that this machine runs: ", names,
+                      "; unset MOESAIC_ISA to take the fastest");
+}
+
+}  // namespace moesaic::kernels
