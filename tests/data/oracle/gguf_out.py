@@ -185,7 +185,7 @@ _NAMES = {
 
 
 def _experts(arch: str, leaf: str, w: F32) -> dict[str, F32]:
-    """Split a fused expert tensor into GGUF's (expert, out, in) tensors and (expert, out) biases."""
+    """Split a fused expert tensor into GGUF's (expert, out, in) tensors, (expert, out) biases."""
     suffix = "bias" if leaf.endswith("_bias") else "weight"
     if arch == "gpt-oss":
         rows = w if suffix == "bias" else w.swapaxes(1, 2)

@@ -45,9 +45,7 @@ class LlamaCpp:
     threads : int
     """
 
-    def __init__(
-        self, path: Path, *, n_ctx: int, f32_cache: bool = True, threads: int = 1
-    ) -> None:
+    def __init__(self, path: Path, *, n_ctx: int, f32_cache: bool = True, threads: int = 1) -> None:
         _start()
         options = lib.llama_model_default_params()
         options.n_gpu_layers = 0

@@ -109,7 +109,7 @@ _KIMI_COVERS = (
     "q-LoRA",
     "sigmoid router with bias for the selection only, norm and scale 2.827",
     "one expert group",
-    "YaRN: ramp from pair 1 to 11 of 12, softmax scale with m squared; prompt past the original 320",
+    "YaRN: ramp from pair 1 to 11 of 12, softmax scale with m squared; prompt past its 320",
     "first layer dense, one shared expert",
 )
 
@@ -354,7 +354,7 @@ SPECS: tuple[Spec, ...] = (
             "max_position_embeddings": 256,
             "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
         },
-        covers=("Mixtral: softmax over all experts, top 2, renormalised; llama's own tensor names",),
+        covers=("Mixtral: softmax over all experts, top 2, renormalised",),
         store="BF16",
         pre="llama-bpe",
     ),
@@ -396,7 +396,7 @@ SPECS: tuple[Spec, ...] = (
                 "original_max_position_embeddings": 64,
             },
         },
-        covers=("as many KV heads as heads", "YaRN on a plain family: cos and sin times 1 + 0.1 ln 4"),
+        covers=("YaRN on a plain family: cos and sin times 1 + 0.1 ln 4",),
         long_tokens=90,
         store="F32",
         pre="qwen2",

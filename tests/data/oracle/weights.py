@@ -24,7 +24,7 @@ _GAINS = {
     "down_proj": 1.5,
     "gate.weight": 1.6,
     "router.weight": 1.6,
-    "lm_head": 2.2,
+    "lm_head": 1.2,
 }
 
 
@@ -38,11 +38,12 @@ def _draw(
     name: str, shape: tuple[int, ...], rng: np.random.Generator, *, gate_gain: float, tied: bool
 ) -> F32:
     noise = rng.standard_normal(shape).astype(np.float32)
+    if tied and name == "model.norm.weight":
+        # A tied head sees the embedding's own direction again; signs at random in between keep
+        # the logits from being "repeat the last token".
+        return np.float32(0.2) * noise
     if "norm" in name:
-        # A tied head sees the embedding's own direction again; a small final norm keeps the
-        # logits from being "repeat the last token".
-        scale = np.float32(0.35 if tied and name == "model.norm.weight" else 1.0)
-        return scale * (1 + np.float32(0.25) * noise)
+        return 1 + np.float32(0.25) * noise
     if name.endswith("e_score_correction_bias"):
         return np.float32(0.15) * noise
     if name.endswith("sinks"):
