@@ -1,0 +1,282 @@
+"""The public tokenizer: ids from text, text from ids, by the vocabulary of one GGUF file.
+
+Joins the parts: vocabulary.py says what the file holds, special.py cuts out special tokens, bpe.py or spm.py turns the
+text between them into ids. Building the merge tables waits for the first text.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from moesaic.errors import ArgumentError
+from moesaic.tokenizer.bpe import BpeEngine, byte_level_piece
+from moesaic.tokenizer.special import SpecialSplitter
+from moesaic.tokenizer.spm import SPACE, SpmEngine
+from moesaic.tokenizer.stream import StreamDecoder
+from moesaic.tokenizer.vocabulary import TokenType, Vocabulary
+
+
+class Tokenizer:
+    """Text to token ids and back, as the model in a GGUF file was trained.
+
+    Byte-level BPE (``tokenizer.ggml.model`` ``gpt2``, with the word rule that ``tokenizer.ggml.pre`` names),
+    SentencePiece BPE (``llama``) and Gemma 4's BPE. One object may be used by any number of threads.
+
+    Parameters
+    ----------
+    path
+        A GGUF file; one that holds only a vocabulary will do.
+
+    Raises
+    ------
+    FormatError
+        The file is not a GGUF file, or its vocabulary is broken or of another kind.
+
+    Examples
+    --------
+    >>> import moesaic
+    >>> tokenizer = moesaic.Model.demo().tokenizer
+    >>> ids = tokenizer.encode("In the beginning")
+    >>> ids.dtype.name, tokenizer.decode(ids)
+    ('int32', 'In the beginning')
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        from moesaic.gguf import GGUF
+
+        self._set_up(GGUF(path).metadata)
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, Any]) -> Tokenizer:
+        """Make a tokenizer from the metadata of an open file.
+
+        Parameters
+        ----------
+        metadata
+            GGUF key -> value: numbers, strings, and sequences of them. It is kept, and read when first needed.
+        """
+        self = cls.__new__(cls)
+        self._set_up(metadata)
+        return self
+
+    def _set_up(self, metadata: Mapping[str, Any]) -> None:
+        self._vocabulary = Vocabulary(metadata)
+        self._lock = threading.Lock()
+        self._engine: BpeEngine | SpmEngine | None = None
+        self._splitters: dict[bool, SpecialSplitter] = {}
+
+    def __repr__(self) -> str:
+        v = self._vocabulary
+        return f"Tokenizer({v.model}{', ' + v.pre if v.pre else ''}, {v.size} tokens)"
+
+    # -- what the vocabulary holds --------------------------------------------------------------------------------
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens."""
+        return self._vocabulary.size
+
+    @property
+    def bos_id(self) -> int | None:
+        """Begin of text."""
+        return self._vocabulary.bos_id
+
+    @property
+    def eos_id(self) -> int | None:
+        """End of text."""
+        return self._vocabulary.eos_id
+
+    @property
+    def eot_id(self) -> int | None:
+        """End of a turn in a chat."""
+        return self._vocabulary.eot_id
+
+    @property
+    def pad_id(self) -> int | None:
+        """Padding."""
+        return self._vocabulary.pad_id
+
+    @property
+    def unk_id(self) -> int | None:
+        """Unknown."""
+        return self._vocabulary.unk_id
+
+    @property
+    def eog_ids(self) -> frozenset[int]:
+        """Every token that ends a generation: those the file names and those known by their text."""
+        return self._vocabulary.eog_ids
+
+    @property
+    def add_bos(self) -> bool:
+        """Whether ``add_special`` puts BOS in front."""
+        return self._vocabulary.add_bos
+
+    @property
+    def add_eos(self) -> bool:
+        """Whether ``add_special`` puts EOS behind."""
+        return self._vocabulary.add_eos
+
+    def token_to_id(self, token: str) -> int | None:
+        """Id of a token by its text as stored in the file (``Ġthe``, ``▁the``, ``<|im_end|>``), None without one."""
+        return self._vocabulary.ids.get(token)
+
+    def id_to_token(self, token_id: int) -> str:
+        """Text of a token as stored in the file."""
+        token = self._vocabulary.tokens[self._checked(token_id, "id_to_token")]
+        return token.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether a token is no text: control, unknown or unused."""
+        return self._checked(token_id, "is_special") in self._vocabulary.hidden_ids
+
+    def id_to_piece(self, token_id: int) -> bytes:
+        """Bytes that a token stands for; a special token stands for its name."""
+        return self._piece(self._checked(token_id, "id_to_piece"))
+
+    def _checked(self, token_id: int, where: str) -> int:
+        if isinstance(token_id, bool) or not isinstance(token_id, int | np.integer):
+            raise ArgumentError(f"[Tokenizer.{where}] token id: got {type(token_id).__name__}, need an integer")
+        if not 0 <= token_id < self.vocab_size:
+            raise ArgumentError(
+                f"[Tokenizer.{where}] token id: got {token_id}, need 0 to {self.vocab_size - 1}"
+            )
+        return int(token_id)
+
+    def _piece(self, token_id: int) -> bytes:
+        v = self._vocabulary
+        token, kind = v.tokens[token_id], v.types[token_id]
+        if kind == TokenType.BYTE and len(token) == 6 and token.startswith("<0x"):
+            try:
+                return bytes([int(token[3:5], 16)])
+            except ValueError:
+                pass
+        elif kind == TokenType.NORMAL and token_id not in v.hidden_ids:
+            if v.is_byte_level:
+                return byte_level_piece(token)
+            if v.escapes_spaces:
+                token = token.replace(SPACE, " ")
+        return token.encode("utf-8", "surrogateescape")
+
+    # -- text to ids ------------------------------------------------------------------------------------------------
+
+    def encode(self, text: str, add_special: bool = True, parse_special: bool = False) -> npt.NDArray[np.int32]:
+        """Turn text into token ids.
+
+        Parameters
+        ----------
+        text
+            Any text without lone surrogates.
+        add_special
+            Put BOS in front and EOS behind where the model was trained so (see ``add_bos``, ``add_eos``).
+        parse_special
+            Recognise control tokens written in the text. Off, ``"<|im_end|>"`` in a user's words stays words.
+
+        Returns
+        -------
+        ndarray of int32, shape (n,)
+            A new array.
+
+        Raises
+        ------
+        ArgumentError
+            ``text`` is not a string or holds lone surrogates.
+        """
+        if not isinstance(text, str):
+            raise ArgumentError(f"[Tokenizer.encode] text: got {type(text).__name__}, need a string")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ArgumentError(
+                f"[Tokenizer.encode] text: got a lone surrogate at index {error.start}, need text that can be written"
+                " as UTF-8; decode bytes with errors='replace'"
+            ) from None
+        v = self._vocabulary
+        engine, splitter = self._ready(parse_special)
+        ids: list[int] = [v.bos_id] if add_special and v.add_bos and v.bos_id is not None else []
+        after_special = True
+        for part in splitter.split(text):
+            if isinstance(part, int):
+                ids.append(part)
+            else:
+                # SentencePiece was trained on texts that begin with a blank.
+                ids += engine.encode(" " + part if v.add_space_prefix and after_special else part)
+            after_special = isinstance(part, int)
+        if add_special and v.add_eos and v.eos_id is not None:
+            ids.append(v.eos_id)
+        return np.array(ids, dtype=np.int32)
+
+    def _ready(self, parse_special: bool) -> tuple[BpeEngine | SpmEngine, SpecialSplitter]:
+        """Build what encoding needs, once."""
+        v = self._vocabulary
+        with self._lock:
+            if self._engine is None:
+                self._engine = SpmEngine(v) if v.model == "llama" else BpeEngine(v)
+            parse_special = bool(parse_special)
+            if parse_special not in self._splitters:
+                ids = {**v.special_texts, **v.user_defined_texts} if parse_special else v.user_defined_texts
+                self._splitters[parse_special] = SpecialSplitter(ids, v.right_strip_ids)
+            return self._engine, self._splitters[parse_special]
+
+    # -- ids to text ------------------------------------------------------------------------------------------------
+
+    def decode(
+        self, ids: Sequence[int] | npt.NDArray[Any], *, skip_special: bool = True, continuation: bool = False
+    ) -> str:
+        """Turn token ids into text.
+
+        ``decode(encode(text)) == text`` for byte-level vocabularies, whatever the text.
+
+        Parameters
+        ----------
+        ids
+            Integers, shape (n,).
+        skip_special
+            Leave out control, unknown and unused tokens; off, they are written by name.
+        continuation
+            The ids go on after other text. It matters to SentencePiece, which adds a blank in front of every text:
+            the blank is dropped at the beginning of a text, and kept in its continuation.
+
+        Returns
+        -------
+        str
+            Bytes that are not UTF-8 are U+FFFD.
+
+        Raises
+        ------
+        ArgumentError
+            An id is not an integer or lies outside the vocabulary.
+        """
+        decoder = self.stream_decoder(skip_special=skip_special, continuation=continuation)
+        return decoder.feed(self._id_list(ids)) + decoder.flush()
+
+    def stream_decoder(self, *, skip_special: bool = True, continuation: bool = False) -> StreamDecoder:
+        """Make a decoder for ids that come one by one; its texts, joined, are what :meth:`decode` gives.
+
+        Parameters
+        ----------
+        skip_special, continuation
+            As for :meth:`decode`. Tokens generated after a prompt are its continuation.
+        """
+        hidden = self._vocabulary.hidden_ids if skip_special else frozenset()
+
+        def piece(token_id: int) -> bytes:
+            checked = self._checked(token_id, "decode")
+            return b"" if checked in hidden else self._piece(checked)
+
+        return StreamDecoder(piece, strip_space=self._vocabulary.add_space_prefix and not continuation)
+
+    def _id_list(self, ids: Sequence[int] | npt.NDArray[Any]) -> list[int]:
+        if isinstance(ids, str | bytes):
+            raise ArgumentError(f"[Tokenizer.decode] ids: got {type(ids).__name__}, need integers (n,)")
+        array = np.asarray(ids)
+        if array.size == 0 and array.ndim == 1:
+            return []
+        if array.ndim != 1 or array.dtype.kind not in "iu":
+            raise ArgumentError(f"[Tokenizer.decode] ids: got {array.dtype} {array.shape}, need integers (n,)")
+        return array.tolist()  # type: ignore[no-any-return]
