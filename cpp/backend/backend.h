@@ -267,9 +267,10 @@ class Backend {
   // Scratch of the backend itself for steps of at most max_rows rows: planned once by reserve(),
   // never allocated per step.
   struct ScratchSpec {
-    std::int64_t max_rows = 0;   // rows of a step
-    std::int64_t max_cols = 0;   // the longest matmul input
-    std::int64_t max_slots = 0;  // rows * n_active
+    std::int64_t max_rows = 0;       // rows of a step
+    std::int64_t max_cols = 0;       // the longest matmul input
+    std::int64_t max_slots = 0;      // rows * n_active
+    std::int64_t max_slot_cols = 0;  // the longest grouped_matmul input by slot; 0: max_cols
     std::int64_t max_n_ctx = 0;
     std::int64_t n_heads = 0;
     std::int64_t d_k = 0;
