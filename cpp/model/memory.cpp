@@ -1,0 +1,136 @@
+// Memory arithmetic before loading; see memory.h.
+#include "model/memory.h"
+
+#include <algorithm>
+#include <iomanip>
+
+#include "model/weights.h"
+
+namespace moesaic::model {
+namespace {
+
+constexpr std::int64_t kMaxTokens = std::int64_t{1} << 30;  // positions and pages are int32
+
+std::int64_t round_up(std::int64_t n, std::int64_t multiple) {
+  return (n + multiple - 1) / multiple * multiple;
+}
+
+void check_range(const char* name, std::int64_t got, std::int64_t low, std::int64_t high) {
+  if (got < low || got > high) {
+    fail<ArgumentError>("[load] ", name, ": got ", got, ", need ", low, " to ", high);
+  }
+}
+
+std::string in_mib(std::uint64_t bytes) {
+  std::ostringstream out;
+  out << std::fixed << std::setprecision(1) << static_cast<double>(bytes) / (1 << 20) << " MiB";
+  return out.str();
+}
+
+MemoryNeed need_with(const ModelFile& model, const Slice& slice, LoadOptions options,
+                     const backend::Backend& backend, std::int64_t n_ctx, std::int64_t kv_tokens) {
+  options.n_ctx = n_ctx;
+  options.kv_tokens = kv_tokens;
+  return memory_need(model, slice, options, backend);
+}
+
+// The largest n_ctx, in whole pages, whose need with a pool of the same size fits; 0: none.
+std::int64_t largest_n_ctx(const ModelFile& model, const Slice& slice, const LoadOptions& options,
+                           const backend::Backend& backend, std::uint64_t free_bytes) {
+  std::int64_t low = 0;
+  std::int64_t high = options.n_ctx / options.page_tokens;
+  while (low < high) {
+    const std::int64_t middle = (low + high + 1) / 2;
+    const std::int64_t tokens = middle * options.page_tokens;
+    const MemoryNeed need = need_with(model, slice, options, backend, tokens, tokens);
+    if (need.total() <= free_bytes) {
+      low = middle;
+    } else {
+      high = middle - 1;
+    }
+  }
+  return low * options.page_tokens;
+}
+
+}  // namespace
+
+void validate(const LoadOptions& options) {
+  check_range("n_ctx", options.n_ctx, 1, kMaxTokens);
+  if (options.kv_tokens != 0) {
+    check_range("kv_tokens", options.kv_tokens, options.n_ctx, 4 * kMaxTokens);
+  }
+  check_range("threads", options.threads, 0, 1024);
+  check_range("max_step_rows", options.max_step_rows, 1, 65536);
+  check_range("page_tokens", options.page_tokens, 1, 512);
+  if ((options.page_tokens & (options.page_tokens - 1)) != 0) {
+    fail<ArgumentError>("[load] page_tokens: got ", options.page_tokens, ", need a power of two");
+  }
+}
+
+backend::KvSpec kv_spec(const Config& config, const Slice& slice, const LoadOptions& options,
+                        std::int64_t kv_tokens) {
+  return {.n_layers = slice.n_layers(),
+          .k_width = config.kv_k_width(),
+          .v_width = config.kv_v_width(),
+          .type = options.kv_type,
+          .page_tokens = options.page_tokens,
+          .n_pages = round_up(kv_tokens, options.page_tokens) / options.page_tokens};
+}
+
+ForwardOptions forward_options(const LoadOptions& options) {
+  return {.max_rows = std::min(options.max_step_rows, round_up(options.n_ctx, options.page_tokens)),
+          .n_ctx = options.n_ctx,
+          .deterministic = options.deterministic};
+}
+
+MemoryNeed memory_need(const ModelFile& model, const Slice& slice, const LoadOptions& options,
+                       const backend::Backend& backend) {
+  const ForwardOptions forward = forward_options(options);
+  const std::int64_t kv_tokens = options.kv_tokens == 0 ? options.n_ctx : options.kv_tokens;
+  const backend::KvSpec kv = kv_spec(model.config, slice, options, kv_tokens);
+  const WeightBytes weights = weight_bytes(model, slice, !options.deterministic);
+  const std::uint64_t logits =
+      slice.head ? static_cast<std::uint64_t>(head_rows(model.config, forward.max_rows) *
+                                              model.config.vocab) *
+                       sizeof(float)
+                 : 0;
+  MemoryNeed need;
+  need.weights_bytes = weights.mapped;
+  need.derived_bytes = weights.derived;
+  need.kv_bytes = static_cast<std::uint64_t>(kv.n_pages) * backend.kv_page_bytes(kv);
+  need.scratch_bytes = plan_bytes(plan_scratch(model.config, forward.max_rows, slice.head)) +
+                       backend.scratch_bytes(backend_scratch(model.config, forward)) + logits;
+  return need;
+}
+
+MemoryNeed memory_need(const ModelFile& model, const LoadOptions& options) {
+  validate(options);
+  const auto backend = backend::make_backend(options.backend, {.n_threads = options.threads});
+  return memory_need(model, Slice::whole(model.config), options, *backend);
+}
+
+std::int64_t fit_kv_tokens(const ModelFile& model, const Slice& slice, const LoadOptions& options,
+                           const backend::Backend& backend, std::uint64_t free_bytes) {
+  const auto fits = [&](std::int64_t kv_tokens) {
+    return need_with(model, slice, options, backend, options.n_ctx, kv_tokens).total() <=
+           free_bytes;
+  };
+  if (options.kv_tokens == 0 && fits(2 * options.n_ctx)) return 2 * options.n_ctx;
+  const std::int64_t kv_tokens = options.kv_tokens == 0 ? options.n_ctx : options.kv_tokens;
+  if (fits(kv_tokens)) return kv_tokens;
+
+  const MemoryNeed need = need_with(model, slice, options, backend, options.n_ctx, kv_tokens);
+  const std::int64_t n_ctx = largest_n_ctx(model, slice, options, backend, free_bytes);
+  const std::string advice =
+      n_ctx > 0 ? strcat("n_ctx=", n_ctx, " would fit")
+                : strcat("not even n_ctx=", options.page_tokens,
+                         " would fit: use a smaller model or a machine with more memory");
+  throw OutOfMemoryError(
+      strcat("[load] ", model.file->paths().empty() ? "" : model.file->paths().front(), ": need ",
+             in_mib(need.total()), " (weights ", in_mib(need.weights_bytes + need.derived_bytes),
+             ", KV cache of ", kv_tokens, " tokens ", in_mib(need.kv_bytes), ", scratch ",
+             in_mib(need.scratch_bytes), "), free ", in_mib(free_bytes), "; ", advice),
+      need.total(), free_bytes);
+}
+
+}  // namespace moesaic::model

@@ -1,0 +1,30 @@
+// A GGUF file understood as a model: its family, its configuration, and the tensors of every layer,
+// all checked against each other. Costs milliseconds and touches no weight. Not for loading.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "gguf/file.h"
+#include "model/config.h"
+#include "model/keys.h"
+#include "model/tensor_list.h"
+
+namespace moesaic::model {
+
+struct ModelFile {
+  std::shared_ptr<const gguf::File> file;
+  Config config;
+  TensorSpec token_embd;   // (vocab, d_model)
+  TensorSpec output_norm;  // (d_model)
+  TensorSpec output;       // (vocab, d_model); token_embd's when tied
+  bool tied_output = false;
+  std::vector<std::vector<TensorSpec>> layers;  // (n_layers)
+};
+
+// Throws FormatError naming file, key or tensor, what it got and what it needed.
+ModelFile understand(std::shared_ptr<const gguf::File> file);
+
+}  // namespace moesaic::model
