@@ -90,7 +90,60 @@ class LlamaCpp:
         rows = lib.llama_get_logits(self.context)
         return np.ctypeslib.as_array(rows, shape=(n, self.n_vocab)).copy()
 
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        """Token ids of a text."""
+        data = text.encode()
+        room = (lib.llama_token * (len(data) + 8))()
+        n = lib.llama_tokenize(
+            self.vocab, data, len(data), room, len(room), add_special, parse_special
+        )
+        if n < 0:
+            raise RuntimeError("llama_tokenize wants more room than one token per byte")
+        return list(room[:n])
+
+    def detokenize(self, tokens: list[int]) -> str:
+        """Text of token ids, special ones spelled out."""
+        ids = (lib.llama_token * len(tokens))(*tokens)
+        room = ctypes.create_string_buffer(64 * len(tokens) + 64)
+        n = lib.llama_detokenize(self.vocab, ids, len(tokens), room, len(room), False, True)
+        return room.raw[:n].decode()
+
+    def greedy(self, tokens: list[int], n: int) -> tuple[list[int], list[float]]:
+        """Greedy continuation of n tokens, and per token the gap to the second-best logit."""
+        self.clear()
+        row = self.forward(tokens)[-1]
+        out: list[int] = []
+        margins: list[float] = []
+        for _ in range(n):
+            second, first = np.sort(row)[-2:]
+            margins.append(float(first - second))
+            out.append(int(row.argmax()))
+            row = self.forward(out[-1:])[-1]
+        return out, margins
+
     def close(self) -> None:
         """Free the context and the model."""
         lib.llama_free(self.context)
         lib.llama_free_model(self.model)
+
+
+def quantize(source: Path, target: Path, *, ftype: int, pure: bool = False) -> None:
+    """Write `source` with its matrices in another element type.
+
+    Parameters
+    ----------
+    source, target : Path
+    ftype : int
+        llama.cpp's LLAMA_FTYPE number (0 = F32).
+    pure : bool
+        The same element type for every matrix.
+    """
+    _start()
+    options = lib.llama_model_quantize_default_params()
+    options.ftype = ftype
+    options.nthread = 1
+    options.allow_requantize = True
+    options.pure = pure
+    code = lib.llama_model_quantize(str(source).encode(), str(target).encode(), options)
+    if code != 0:
+        raise RuntimeError(f"llama_model_quantize returned {code} for {target.name}")
