@@ -3,6 +3,7 @@
 #include "gguf/file.h"
 
 #include <pybind11/stl.h>
+#include <pybind11/typing.h>
 
 #include <algorithm>
 #include <cstring>
@@ -253,8 +254,8 @@ class GGUFFile {
 
   const gguf::File& file() const { return *file_; }
 
-  py::list keys() const {
-    py::list out;
+  py::typing::List<py::str> keys() const {
+    py::typing::List<py::str> out;
     for (const gguf::Value& value : file_->metadata()) out.append(to_str(value.key()));
     return out;
   }
@@ -266,8 +267,10 @@ class GGUFFile {
   }
 
   // (name, shape in NumPy order, element type, bytes) of every tensor, in file order.
-  py::list tensors() const {
-    py::list out;
+  using Row =
+      py::typing::Tuple<py::str, py::typing::Tuple<py::int_, py::ellipsis>, py::str, py::int_>;
+  py::typing::List<Row> tensors() const {
+    py::typing::List<Row> out;
     for (const gguf::TensorInfo& tensor : file_->tensors()) {
       const Shape shape(tensor.ne.rbegin(), tensor.ne.rend());
       out.append(py::make_tuple(
