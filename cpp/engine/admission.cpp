@@ -1,0 +1,206 @@
+// From waiting to active: KV pages are promised before a request starts (for its prompt and all it
+// may generate), so that nothing running ever lacks one. Finished sequences give way first.
+#include <algorithm>
+#include <utility>
+
+#include "engine/core.h"
+
+namespace moesaic::engine {
+namespace {
+
+// Rows before this one (of the prompt) leave nothing behind but their KV, so an equal prefix can
+// stand for them.
+std::int64_t first_needed_row(const RequestSpec& spec) {
+  if (spec.logits == model::Logits::kAll || !spec.capture.empty()) return 0;
+  auto row = static_cast<std::int64_t>(spec.tokens.size()) - 1;
+  for (const model::Target& target : spec.targets) row = std::min<std::int64_t>(row, target.row);
+  return row;
+}
+
+}  // namespace
+
+void Core::reject(Request& request, Finish finish, std::exception_ptr error) {
+  Outcome outcome;
+  outcome.finish = finish;
+  outcome.error = std::move(error);
+  outcome.timings.submitted = request.submitted();
+  outcome.timings.finished = Clock::now();
+  if (request.spec().session) {
+    SessionState& session = *request.spec().session;
+    const std::scoped_lock lock(session.mutex);
+    session.busy = false;
+    if (session.closed) runner_->close(session.sequence);
+  }
+  {
+    const std::scoped_lock lock(mutex_);
+    --n_open_;
+  }
+  request.publish_end(std::move(outcome));
+}
+
+void Core::drop_cancelled() {
+  std::erase_if(waiting_, [this](const std::shared_ptr<Request>& request) {
+    if (!request->cancelled()) return false;
+    reject(*request, Finish::kCancelled,
+           std::make_exception_ptr(CancelledError("cancelled before it began")));
+    return true;
+  });
+  for (Active& active : active_) {
+    if (active.request->cancelled()) {
+      finish(active, Finish::kCancelled,
+             std::make_exception_ptr(CancelledError("cancelled by the caller")));
+    }
+  }
+  erase_finished();
+}
+
+void Core::admit() {
+  const std::size_t max_active =
+      std::min(options_.max_active, static_cast<std::size_t>(facts_.max_step_rows));
+  std::size_t i = 0;
+  while (i < waiting_.size() && active_.size() < max_active) {
+    const std::shared_ptr<Request> request = waiting_[i];
+    Admission admission = Admission::kDone;
+    try {
+      admission = try_admit(request);
+    } catch (...) {
+      reject(*request, Finish::kFailed, std::current_exception());
+    }
+    if (admission == Admission::kNoRoom) return;  // nobody overtakes: the large would starve
+    if (admission == Admission::kDefer) {
+      ++i;
+    } else {
+      waiting_.erase(waiting_.begin() + static_cast<std::ptrdiff_t>(i));
+    }
+  }
+}
+
+Core::Admission Core::try_admit(const std::shared_ptr<Request>& request) {
+  const RequestSpec& spec = request->spec();
+  const auto n = static_cast<std::int64_t>(spec.tokens.size());
+  std::int64_t n_pages = 0;
+  if (spec.session) {
+    std::vector<std::int32_t> tokens;
+    {
+      const std::scoped_lock lock(spec.session->mutex);
+      tokens = spec.session->tokens;
+    }
+    const auto start = static_cast<std::int64_t>(tokens.size());
+    n_pages = runner_->pages_needed(spec.session->sequence, start, n);
+    if (make_room(n_pages)) {
+      tokens.insert(tokens.end(), spec.tokens.begin(), spec.tokens.end());
+      activate(request, spec.session->sequence, std::move(tokens), start, start + n);
+      return Admission::kDone;
+    }
+  } else {
+    // The last token that is generated is never run.
+    const std::int64_t generated =
+        spec.generate ? std::max<std::int64_t>(0, spec.generate->max_tokens - 1) : 0;
+    const std::int64_t row_limit = generated < limit_ - n ? n + generated : limit_;
+    Reuse reuse = find_reuse(spec);
+    if (reuse.wait) return Admission::kDefer;
+    n_pages = pages_for(row_limit) - reuse.n_tokens / facts_.page_tokens;
+    bool room = false;
+    if (reuse.n_tokens > 0) {
+      room = make_room(n_pages, reuse.sequence);
+      if (!room) {  // the prefix itself must go
+        reuse.n_tokens = 0;
+        n_pages = pages_for(row_limit);
+      }
+    }
+    if (room || make_room(n_pages)) {
+      const model::SequenceId sequence =
+          reuse.n_tokens > 0 ? runner_->fork(reuse.sequence, reuse.n_tokens) : runner_->open();
+      activate(request, sequence, spec.tokens, reuse.n_tokens, row_limit);
+      return Admission::kDone;
+    }
+  }
+  if (!active_.empty()) return Admission::kNoRoom;
+  reject(*request, Finish::kFailed, no_room_error(spec, n_pages));  // nobody will ever make room
+  return Admission::kDone;
+}
+
+void Core::activate(const std::shared_ptr<Request>& request, model::SequenceId sequence,
+                    std::vector<std::int32_t> tokens, std::int64_t cached, std::int64_t row_limit) {
+  Active active;
+  active.request = request;
+  active.sequence = sequence;
+  active.prompt_end = static_cast<std::int64_t>(tokens.size());
+  active.start = active.prompt_end - static_cast<std::int64_t>(request->spec().tokens.size());
+  active.tokens = std::move(tokens);
+  active.cached = cached;
+  active.row_limit = row_limit;
+  active.outcome.timings.submitted = request->submitted();
+  active.outcome.timings.admitted = Clock::now();
+  active.outcome.n_reused = cached - active.start;
+  {
+    const std::scoped_lock lock(mutex_);
+    stats_.reused_rows += static_cast<std::uint64_t>(active.outcome.n_reused);
+  }
+  request->publish_progress(active.outcome.n_reused, active.prompt_end - active.start);
+  const auto place = std::upper_bound(
+      active_.begin(), active_.end(), active,
+      [](const auto& a, const auto& b) { return a.spec().priority > b.spec().priority; });
+  active_.insert(place, std::move(active));
+}
+
+Core::Reuse Core::find_reuse(const RequestSpec& spec) {
+  Reuse best;
+  if (!spec.reuse) return best;
+  const std::int64_t most = first_needed_row(spec);
+  if (most <= 0) return best;
+  const std::span<const std::int32_t> wanted(spec.tokens.data(), static_cast<std::size_t>(most));
+  if (const auto match = cache_.find(wanted)) best = {match->sequence, match->n_tokens, false};
+  // What runs right now can be shared as well; what is about to be there is worth waiting for when
+  // the common prefix is at least a page.
+  std::int64_t coming = 0;
+  for (const Active& active : active_) {
+    const std::span<const std::int32_t> prompt(active.tokens.data(),
+                                               static_cast<std::size_t>(active.prompt_end));
+    const std::int64_t n = common_prefix(prompt, wanted);
+    const std::int64_t there = std::min(n, active.cached);
+    if (there > best.n_tokens) best = {active.sequence, there, false};
+    if (active.cached < active.prompt_end) coming = std::max(coming, n);
+  }
+  best.wait = coming > best.n_tokens && coming >= facts_.page_tokens;
+  return best;
+}
+
+std::int64_t Core::pages_for(std::int64_t rows) const {
+  return (rows + facts_.page_tokens - 1) / facts_.page_tokens;
+}
+
+std::int64_t Core::free_pages() const {
+  std::int64_t pages = runner_->kv_tokens_free() / facts_.page_tokens;
+  for (const Active& active : active_) {
+    pages -=
+        runner_->pages_needed(active.sequence, active.cached, active.row_limit - active.cached);
+  }
+  return pages;
+}
+
+bool Core::make_room(std::int64_t n_pages, std::optional<model::SequenceId> keep) {
+  while (free_pages() < n_pages) {
+    const auto sequence = cache_.evict(keep);
+    if (!sequence) return false;
+    runner_->close(*sequence);
+  }
+  return true;
+}
+
+std::exception_ptr Core::no_room_error(const RequestSpec& spec, std::int64_t n_pages) const {
+  const std::int64_t free = runner_->kv_tokens_free();
+  const std::uint64_t per_token =
+      facts_.memory.kv_bytes /
+      static_cast<std::uint64_t>(std::max<std::int64_t>(1, facts_.kv_tokens));
+  return std::make_exception_ptr(
+      OutOfMemoryError(strcat("[", spec.where, "] KV cache: ", n_pages * facts_.page_tokens,
+                              " more tokens needed (prompt and max_tokens), free are ", free,
+                              " of kv_tokens = ", facts_.kv_tokens,
+                              "; sessions hold the rest: close() or truncate() some, lower "
+                              "max_tokens, or load the model with a larger kv_tokens"),
+                       static_cast<std::uint64_t>(n_pages * facts_.page_tokens) * per_token,
+                       static_cast<std::uint64_t>(free) * per_token));
+}
+
+}  // namespace moesaic::engine

@@ -1,0 +1,137 @@
+// The inside of the engine: what its thread owns (waiting and active requests, the prefix cache,
+// the Runner) and the inbox through which other threads reach it. Apart from Engine so that a
+// forked child can leave all of it alone.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <thread>
+#include <vector>
+
+#include "base/cancel.h"
+#include "engine/engine.h"
+#include "engine/plan.h"
+#include "engine/prefix_cache.h"
+
+namespace moesaic::engine {
+
+// An admitted request. Positions count from the start of its sequence.
+struct Active {
+  std::shared_ptr<Request> request;
+  model::SequenceId sequence = 0;
+  std::vector<std::int32_t> tokens;  // of the whole sequence: session, prompt, generated
+  std::int64_t start = 0;            // the prompt's first position
+  std::int64_t prompt_end = 0;       // the position behind the prompt
+  std::int64_t row_limit = 0;        // positions that may ever be run: what is reserved
+  std::int64_t cached = 0;           // rows in the cache
+  std::int64_t n_generated = 0;
+  bool awaiting_choice = false;
+  std::uint64_t last_step = 0;  // that it took part in
+  Outcome outcome;
+
+  const RequestSpec& spec() const { return request->spec(); }
+  std::int64_t size() const { return static_cast<std::int64_t>(tokens.size()); }
+};
+
+class Core {
+ public:
+  Core(std::unique_ptr<model::Runner> runner, const EngineOptions& options,
+       const EngineFacts& facts);
+  ~Core();
+
+  void close();
+  bool closed() const { return closing_.load(std::memory_order_acquire); }
+
+  // Runs on the engine's thread before its next step. Dropped (and its future broken) at close.
+  void post(std::function<void()> command);
+  template <typename F>
+  auto call(F function) -> std::future<std::invoke_result_t<F>> {
+    auto task =
+        std::make_shared<std::packaged_task<std::invoke_result_t<F>()>>(std::move(function));
+    auto future = task->get_future();
+    post([task] { (*task)(); });
+    return future;
+  }
+
+  void enqueue(std::vector<std::shared_ptr<Request>> requests);  // throws QueueFullError
+  void cancel(Request& request);
+  EngineStats stats() const;
+
+  // On the engine's thread:
+  void choose(Request& request, std::vector<float> row);
+  std::shared_ptr<SessionState> open_session();
+  std::shared_ptr<SessionState> fork_session(SessionState& parent, std::int64_t n_tokens);
+  void truncate_session(SessionState& session, std::int64_t n_tokens);
+  void close_session(SessionState& session);
+  Engine::SavedSession save_session(SessionState& session);
+  std::shared_ptr<SessionState> load_session(const Engine::SavedSession& saved);
+  void clear_cache();
+
+ private:
+  // core.cpp: the thread
+  void loop();
+  void fail_everything(const std::exception_ptr& error);
+
+  // admission.cpp: from waiting to active
+  enum class Admission { kDone, kDefer, kNoRoom };
+  struct Reuse {
+    model::SequenceId sequence = 0;
+    std::int64_t n_tokens = 0;
+    bool wait = false;  // a running prompt is about to have more of it
+  };
+  void drop_cancelled();
+  void admit();
+  Admission try_admit(const std::shared_ptr<Request>& request);
+  Reuse find_reuse(const RequestSpec& spec);
+  void activate(const std::shared_ptr<Request>& request, model::SequenceId sequence,
+                std::vector<std::int32_t> tokens, std::int64_t cached, std::int64_t row_limit);
+  std::int64_t pages_for(std::int64_t rows) const;  // rounded up
+  std::int64_t free_pages() const;                  // that no active request counts on
+  bool make_room(std::int64_t n_pages, std::optional<model::SequenceId> keep = std::nullopt);
+  std::exception_ptr no_room_error(const RequestSpec& spec, std::int64_t n_pages) const;
+  void reject(Request& request, Finish finish, std::exception_ptr error);
+
+  // steps.cpp: from active to results
+  bool run_step();  // false: nothing to run
+  std::vector<std::size_t> choose_rows(std::vector<std::int64_t>& rows, bool& alone);
+  model::SequenceStep sequence_step(const Active& active, std::int64_t n_rows) const;
+  void run_guarded(std::span<const std::size_t> members, std::span<const std::int64_t> rows);
+  model::StepResult run(std::span<const std::size_t> members, std::span<const std::int64_t> rows);
+  void apply(Active& active, std::int64_t n_rows, model::SequenceResult result);
+  void accept(Active& active, model::Sampled sampled);
+  void finish(Active& active, Finish how, std::exception_ptr error = nullptr);
+  void release_sequence(Active& active, Finish how);
+  void erase_finished();
+
+  std::unique_ptr<model::Runner> runner_;
+  const EngineOptions options_;
+  const EngineFacts& facts_;
+  const std::int64_t
+      limit_;  // positions a sequence can have: n_ctx, or the pool when it is smaller
+
+  // The engine's thread only:
+  std::vector<std::shared_ptr<Request>> waiting_;  // by priority, then age
+  std::vector<Active> active_;                     // by priority, then age
+  PrefixCache cache_;
+  Pacer pacer_;
+  std::uint64_t step_count_ = 0;
+
+  mutable std::mutex mutex_;
+  std::condition_variable wake_;
+  std::vector<std::function<void()>> inbox_;  // guarded by mutex_
+  std::vector<Request*> running_;             // in the running step; guarded by mutex_
+  CancelFlag* running_flag_ = nullptr;        // guarded by mutex_
+  std::size_t n_open_ = 0;                    // requests not ended; guarded by mutex_
+  EngineStats stats_;                         // guarded by mutex_
+  std::atomic<bool> closing_{false};
+  std::mutex join_mutex_;
+  std::thread thread_;  // last: starts when all else is there
+};
+
+}  // namespace moesaic::engine

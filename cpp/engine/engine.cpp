@@ -1,0 +1,245 @@
+// The public face: checks what callers give (in their own thread, before anything is queued) and
+// hands it to the core.
+#include "engine/engine.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "base/aligned_buffer.h"
+#include "engine/core.h"
+#include "model/sampler.h"
+
+namespace moesaic::engine {
+namespace {
+
+EngineFacts read_facts(const model::Runner& runner) {
+  EngineFacts facts;
+  facts.config = runner.config();
+  facts.memory = runner.memory();
+  facts.n_ctx = runner.n_ctx();
+  facts.kv_tokens = runner.kv_tokens();
+  facts.page_tokens = runner.page_tokens();
+  facts.max_step_rows = runner.max_step_rows();
+  facts.identity = runner.identity();
+  facts.capture_names = runner.capture_names();
+  return facts;
+}
+
+void check_tokens(const RequestSpec& spec, const EngineFacts& facts) {
+  if (spec.tokens.empty()) {
+    fail<ArgumentError>("[", spec.where, "] tokens: got none, need at least one");
+  }
+  for (std::size_t i = 0; i < spec.tokens.size(); ++i) {
+    if (spec.tokens[i] < 0 || spec.tokens[i] >= facts.config.vocab) {
+      fail<ArgumentError>("[", spec.where, "] tokens[", i, "]: got ", spec.tokens[i],
+                          ", need 0 to ", facts.config.vocab - 1, " (the vocabulary)");
+    }
+  }
+}
+
+void check_length(const RequestSpec& spec, std::int64_t start, const EngineFacts& facts) {
+  const auto n = static_cast<std::int64_t>(spec.tokens.size());
+  if (start + n > facts.n_ctx) {
+    const std::string held = start > 0 ? strcat(" after the session's ", start) : std::string();
+    fail<ArgumentError>("[", spec.where, "] tokens: got ", n, held,
+                        ", need at most n_ctx = ", facts.n_ctx,
+                        " in one sequence; load the model with n_ctx=", start + n,
+                        " or more, or shorten the prompt");
+  }
+  if (start + n > facts.kv_tokens) {
+    const std::uint64_t per_token =
+        facts.memory.kv_bytes /
+        static_cast<std::uint64_t>(std::max<std::int64_t>(1, facts.kv_tokens));
+    throw OutOfMemoryError(
+        strcat("[", spec.where, "] KV cache: ", start + n, " tokens need more than the pool's ",
+               facts.kv_tokens, "; load the model with kv_tokens=", start + n, " or more"),
+        per_token * static_cast<std::uint64_t>(start + n), facts.memory.kv_bytes);
+  }
+}
+
+void check_wishes(const RequestSpec& spec, const EngineFacts& facts) {
+  for (const std::string& name : spec.capture) {
+    const auto& known = facts.capture_names;
+    if (std::find(known.begin(), known.end(), name) == known.end()) {
+      fail<ArgumentError>("[", spec.where, "] capture: got \"", name,
+                          "\", which this model does not have; see Model.capture_names");
+    }
+  }
+  const auto n = static_cast<std::int64_t>(spec.tokens.size());
+  for (const model::Target& target : spec.targets) {
+    if (target.row < 0 || target.row >= n || target.token < 0 ||
+        target.token >= facts.config.vocab) {
+      fail<ArgumentError>("[", spec.where, "] target: got row ", target.row, ", token ",
+                          target.token, ", need a row below ", n, " and a token below ",
+                          facts.config.vocab);
+    }
+  }
+  if (spec.generate) {
+    model::validate(spec.generate->sampler, facts.config.vocab);
+    if (spec.generate->max_tokens < 0) {
+      fail<ArgumentError>("[", spec.where, "] max_tokens: got ", spec.generate->max_tokens,
+                          ", need 0 or more");
+    }
+    if (spec.session) fail<InternalError>("[", spec.where, "] generate on a session");
+  }
+  const std::int64_t rows = spec.logits == model::Logits::kAll ? n : 1;
+  const std::uint64_t bytes = static_cast<std::uint64_t>(rows) *
+                              static_cast<std::uint64_t>(facts.config.vocab) * sizeof(float);
+  const std::uint64_t free = available_memory_bytes();
+  if (spec.logits == model::Logits::kAll && bytes > free) {
+    throw OutOfMemoryError(
+        strcat("[", spec.where, "] logits of ", rows, " positions need ", bytes,
+               " bytes, free are ", free, "; ask for logits=\"last\" of a session, or use score()"),
+        bytes, free);
+  }
+}
+
+// Sessions are marked busy one by one; on an error the marks so far are taken back.
+class BusyMarks {
+ public:
+  ~BusyMarks() {
+    for (const auto& session : marked_) {
+      const std::scoped_lock lock(session->mutex);
+      session->busy = false;
+    }
+  }
+  std::int64_t mark(const RequestSpec& spec) {
+    const std::scoped_lock lock(spec.session->mutex);
+    if (spec.session->closed) {
+      fail<ClosedError>("[", spec.where, "] session: it is closed; make a new one");
+    }
+    if (spec.session->busy) {
+      fail<ArgumentError>("[", spec.where,
+                          "] session: another call is writing to it, need one writer at a time; "
+                          "use fork() for a second one");
+    }
+    spec.session->busy = true;
+    marked_.push_back(spec.session);
+    return static_cast<std::int64_t>(spec.session->tokens.size());
+  }
+  void keep() { marked_.clear(); }
+
+ private:
+  std::vector<std::shared_ptr<SessionState>> marked_;
+};
+
+}  // namespace
+
+Engine::Engine(std::unique_ptr<model::Runner> runner, const EngineOptions& options)
+    : facts_(read_facts(*runner)), pid_(::getpid()) {
+  core_ = std::make_unique<Core>(std::move(runner), options, facts_);
+}
+
+Engine::~Engine() {
+  if (::getpid() != pid_) {
+    // The thread, and whoever held its locks, stayed in the parent: destroying would wait for it.
+    static_cast<void>(core_.release());
+    return;
+  }
+  core_.reset();
+}
+
+void Engine::close() {
+  if (::getpid() == pid_) core_->close();
+}
+
+bool Engine::closed() const { return ::getpid() != pid_ || core_->closed(); }
+
+void Engine::check_usable(const std::string& where) const {
+  if (::getpid() != pid_) {
+    fail<ClosedError>("[", where, "] model: it was loaded in process ", pid_,
+                      " and this is a child made by fork(), which has none of its threads; load "
+                      "the model in the child, or use the \"spawn\" start method");
+  }
+  if (core_->closed()) fail<ClosedError>("[", where, "] model: it is closed; load it again");
+}
+
+EngineStats Engine::stats() const {
+  check_usable("Model.stats");
+  return core_->stats();
+}
+
+std::vector<std::shared_ptr<Request>> Engine::submit(std::vector<RequestSpec> specs,
+                                                     const std::shared_ptr<Channel>& channel) {
+  BusyMarks marks;
+  std::vector<std::shared_ptr<Request>> requests;
+  requests.reserve(specs.size());
+  for (RequestSpec& spec : specs) {
+    check_usable(spec.where);
+    check_tokens(spec, facts_);
+    check_wishes(spec, facts_);
+    check_length(spec, spec.session ? marks.mark(spec) : 0, facts_);
+    requests.push_back(std::make_shared<Request>(std::move(spec), channel, requests.size()));
+  }
+  core_->enqueue(requests);
+  marks.keep();
+  return requests;
+}
+
+void Engine::cancel(const std::shared_ptr<Request>& request) {
+  if (::getpid() == pid_) core_->cancel(*request);
+}
+
+void Engine::choose(const std::shared_ptr<Request>& request, std::vector<float> row) {
+  check_usable(request->spec().where);
+  if (static_cast<std::int64_t>(row.size()) != facts_.config.vocab) {
+    fail<ArgumentError>("[", request->spec().where, "] logits: got ", row.size(), " values, need ",
+                        facts_.config.vocab);
+  }
+  core_->post([core = core_.get(), request, row = std::move(row)]() mutable {
+    core->choose(*request, std::move(row));
+  });
+}
+
+std::future<std::shared_ptr<SessionState>> Engine::open_session() {
+  check_usable("Model.session");
+  return core_->call([core = core_.get()] { return core->open_session(); });
+}
+
+std::future<std::shared_ptr<SessionState>> Engine::fork_session(
+    const std::shared_ptr<SessionState>& session, std::int64_t n_tokens) {
+  check_usable("Session.fork");
+  return core_->call(
+      [core = core_.get(), session, n_tokens] { return core->fork_session(*session, n_tokens); });
+}
+
+std::future<void> Engine::truncate_session(const std::shared_ptr<SessionState>& session,
+                                           std::int64_t n_tokens) {
+  check_usable("Session.truncate");
+  return core_->call(
+      [core = core_.get(), session, n_tokens] { core->truncate_session(*session, n_tokens); });
+}
+
+void Engine::close_session(const std::shared_ptr<SessionState>& session) noexcept {
+  if (::getpid() != pid_) return;  // its mutex may be held by a thread that is not here
+  try {
+    {
+      const std::scoped_lock lock(session->mutex);
+      if (std::exchange(session->closed, true)) return;
+    }
+    core_->post([core = core_.get(), session] { core->close_session(*session); });
+  } catch (...) {  // out of memory for the command: the sequence stays until the engine closes
+  }
+}
+
+std::future<Engine::SavedSession> Engine::save_session(
+    const std::shared_ptr<SessionState>& session) {
+  check_usable("Session.save");
+  return core_->call([core = core_.get(), session] { return core->save_session(*session); });
+}
+
+std::future<std::shared_ptr<SessionState>> Engine::load_session(SavedSession saved) {
+  check_usable("Model.load_session");
+  return core_->call([core = core_.get(), kept = std::make_shared<SavedSession>(std::move(saved))] {
+    return core->load_session(*kept);
+  });
+}
+
+std::future<void> Engine::clear_cache() {
+  check_usable("Model.clear_cache");
+  return core_->call([core = core_.get()] { core->clear_cache(); });
+}
+
+}  // namespace moesaic::engine

@@ -1,0 +1,310 @@
+// From active requests to steps and back: choose rows, run them, hand out what they gave. A step
+// that fails with several members is run again one by one, so that only the guilty one gets the
+// error (start is authoritative: rows that were cached before are written again).
+#include <algorithm>
+#include <iterator>
+#include <utility>
+
+#include "engine/core.h"
+#include "model/sampler.h"
+
+namespace moesaic::engine {
+namespace {
+
+bool looks_back(const model::SamplerSpec& spec) {
+  return spec.penalty_last_n != 0 &&
+         (spec.repeat_penalty != 1.0F || spec.presence_penalty != 0.0F ||
+          spec.frequency_penalty != 0.0F);
+}
+
+// The last tokens before `end` that the penalties see.
+std::vector<std::int32_t> history_before(std::span<const std::int32_t> tokens, std::int64_t end,
+                                         const model::SamplerSpec& spec) {
+  const std::int64_t n =
+      spec.penalty_last_n < 0 ? end : std::min<std::int64_t>(end, spec.penalty_last_n);
+  const auto from = tokens.begin() + (end - n);
+  return {from, from + n};
+}
+
+// Appends the rows of a step to what was captured before.
+void append(std::vector<model::Captured>& all, std::vector<model::Captured> more) {
+  if (all.empty()) {
+    all = std::move(more);
+    return;
+  }
+  if (all.size() != more.size()) fail<InternalError>("[engine] captures changed between steps");
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    all[i].n_rows += more[i].n_rows;
+    all[i].values.insert(all[i].values.end(), more[i].values.begin(), more[i].values.end());
+    all[i].ids.insert(all[i].ids.end(), more[i].ids.begin(), more[i].ids.end());
+  }
+}
+
+}  // namespace
+
+bool Core::run_step() {
+  std::vector<std::int64_t> rows;
+  bool alone = false;
+  const std::vector<std::size_t> members = choose_rows(rows, alone);
+  if (members.empty()) return false;
+  ++step_count_;
+  std::int64_t prompt_rows = 0;
+  std::int64_t decode_rows = 0;
+  for (std::size_t k = 0; k < members.size(); ++k) {
+    Active& active = active_[members[k]];
+    active.last_step = step_count_;
+    (active.cached < active.prompt_end ? prompt_rows : decode_rows) += rows[k];
+  }
+  const auto begin = Clock::now();
+  run_guarded(members, rows);
+  pacer_.record(prompt_rows, decode_rows, Clock::now() - begin);
+  {
+    const std::scoped_lock lock(mutex_);
+    ++stats_.steps;
+    stats_.prompt_rows += static_cast<std::uint64_t>(prompt_rows);
+    stats_.decode_rows += static_cast<std::uint64_t>(decode_rows);
+  }
+  erase_finished();
+  return true;
+}
+
+std::vector<std::size_t> Core::choose_rows(std::vector<std::int64_t>& rows, bool& alone) {
+  alone = active_.size() == 1;
+  // A step has one list of captures. Of several lists, the one that waited longest goes.
+  const std::vector<std::string>* captures = nullptr;
+  std::uint64_t oldest = 0;
+  for (const Active& active : active_) {
+    if (active.spec().capture.empty() || active.awaiting_choice) continue;
+    if (captures == nullptr || active.last_step < oldest) {
+      captures = &active.spec().capture;
+      oldest = active.last_step;
+    }
+  }
+  std::vector<Candidate> candidates;
+  candidates.reserve(active_.size());
+  for (const Active& active : active_) {
+    const bool waits = active.awaiting_choice ||
+                       (!active.spec().capture.empty() && active.spec().capture != *captures);
+    candidates.push_back(
+        {waits ? 0 : active.size() - active.cached, active.cached >= active.prompt_end});
+  }
+  const std::vector<std::int64_t> planned =
+      plan_rows(candidates, facts_.max_step_rows, pacer_.prompt_budget(alone));
+  std::vector<std::size_t> members;
+  for (std::size_t i = 0; i < planned.size(); ++i) {
+    if (planned[i] == 0) continue;
+    members.push_back(i);
+    rows.push_back(planned[i]);
+  }
+  return members;
+}
+
+model::SequenceStep Core::sequence_step(const Active& active, std::int64_t n_rows) const {
+  const RequestSpec& spec = active.spec();
+  const bool to_the_end = active.cached + n_rows == active.size();
+  model::SequenceStep step;
+  step.sequence = active.sequence;
+  step.start = active.cached;
+  const auto from = active.tokens.begin() + active.cached;
+  step.tokens.assign(from, from + n_rows);
+  step.capture = !spec.capture.empty();
+  if (spec.logits == model::Logits::kAll || (spec.logits == model::Logits::kLast && to_the_end)) {
+    step.logits = spec.logits;
+  }
+  for (const model::Target& target : spec.targets) {
+    const std::int64_t row = active.start + target.row - active.cached;
+    if (row >= 0 && row < n_rows)
+      step.targets.push_back({static_cast<std::int32_t>(row), target.token});
+  }
+  if (spec.generate && to_the_end && active.n_generated < spec.generate->max_tokens) {
+    if (spec.generate->external) {
+      step.logits = model::Logits::kLast;
+    } else {
+      step.sampler = &spec.generate->sampler;
+      if (looks_back(spec.generate->sampler)) {
+        step.history = history_before(active.tokens, active.cached, spec.generate->sampler);
+      }
+    }
+  }
+  return step;
+}
+
+model::StepResult Core::run(std::span<const std::size_t> members,
+                            std::span<const std::int64_t> rows) {
+  model::Step step;
+  for (std::size_t k = 0; k < members.size(); ++k) {
+    const Active& active = active_[members[k]];
+    step.sequences.push_back(sequence_step(active, rows[k]));
+    if (!active.spec().capture.empty()) step.capture = active.spec().capture;
+  }
+  CancelFlag flag;
+  step.cancel = &flag;
+  {
+    const std::scoped_lock lock(mutex_);
+    bool wanted = false;
+    for (const std::size_t i : members) {
+      running_.push_back(active_[i].request.get());
+      wanted = wanted || !running_.back()->cancelled();
+    }
+    running_flag_ = &flag;
+    if (!wanted || closed()) flag.set();
+  }
+  struct Forget {  // before the flag goes
+    Core& core;
+    ~Forget() {
+      const std::scoped_lock lock(core.mutex_);
+      core.running_flag_ = nullptr;
+      core.running_.clear();
+    }
+  } forget{*this};
+  model::StepResult result = runner_->run(step);
+  if (result.sequences.size() != members.size()) {
+    fail<InternalError>("[engine] a step of ", members.size(), " sequences gave ",
+                        result.sequences.size(), " results");
+  }
+  return result;
+}
+
+void Core::run_guarded(std::span<const std::size_t> members, std::span<const std::int64_t> rows) {
+  try {
+    model::StepResult result = run(members, rows);
+    for (std::size_t k = 0; k < members.size(); ++k) {
+      Active& active = active_[members[k]];
+      try {
+        apply(active, rows[k], std::move(result.sequences[k]));
+      } catch (...) {
+        finish(active, Finish::kFailed, std::current_exception());
+      }
+    }
+  } catch (const CancelledError&) {
+    for (const std::size_t i : members) {
+      runner_->truncate(active_[i].sequence, active_[i].cached);
+      finish(active_[i], Finish::kCancelled, std::current_exception());
+    }
+  } catch (...) {
+    if (members.size() == 1) {
+      finish(active_[members[0]], Finish::kFailed, std::current_exception());
+      return;
+    }
+    for (std::size_t k = 0; k < members.size(); ++k) {
+      run_guarded(members.subspan(k, 1), rows.subspan(k, 1));
+    }
+  }
+}
+
+void Core::apply(Active& active, std::int64_t n_rows, model::SequenceResult result) {
+  const RequestSpec& spec = active.spec();
+  Outcome& outcome = active.outcome;
+  const bool in_prompt = active.cached < active.prompt_end;
+  active.cached += n_rows;
+  append(outcome.captures, std::move(result.captures));
+  outcome.targets.insert(outcome.targets.end(), result.targets.begin(), result.targets.end());
+  if (spec.logits == model::Logits::kAll) {
+    if (outcome.logits.empty()) {  // one allocation, of the final size
+      outcome.logits.reserve(spec.tokens.size() * static_cast<std::size_t>(facts_.config.vocab));
+    }
+    outcome.logits.insert(outcome.logits.end(), result.logits.begin(), result.logits.end());
+  } else if (spec.logits == model::Logits::kLast && !spec.generate) {
+    outcome.logits = std::move(result.logits);
+  }
+  if (in_prompt) {
+    if (active.cached >= active.prompt_end) outcome.timings.prompt_done = Clock::now();
+    active.request->publish_progress(active.cached - active.start,
+                                     active.prompt_end - active.start);
+  }
+  if (active.cached < active.size()) return;
+  if (!spec.generate) {
+    finish(active, Finish::kDone);
+  } else if (active.n_generated >= spec.generate->max_tokens || active.size() >= limit_) {
+    finish(active, Finish::kLength);
+  } else if (spec.generate->external) {
+    active.awaiting_choice = true;
+    active.request->publish_row(std::move(result.logits));
+  } else {
+    if (!result.sampled) fail<InternalError>("[engine] a sampled token is missing");
+    accept(active, std::move(*result.sampled));
+  }
+}
+
+void Core::choose(Request& request, std::vector<float> row) {
+  const auto found = std::find_if(active_.begin(), active_.end(), [&](const Active& active) {
+    return active.request.get() == &request;
+  });
+  if (found == active_.end() || !found->awaiting_choice) return;  // it has ended meanwhile
+  found->awaiting_choice = false;
+  const model::SamplerSpec& sampler = found->spec().generate->sampler;
+  try {
+    accept(*found, model::sample(row, sampler, found->size(),
+                                 history_before(found->tokens, found->size(), sampler)));
+  } catch (...) {
+    finish(*found, Finish::kFailed, std::current_exception());
+  }
+  erase_finished();
+}
+
+void Core::accept(Active& active, model::Sampled sampled) {
+  const GenerateSpec& generate = *active.spec().generate;
+  if (std::find(generate.stop_tokens.begin(), generate.stop_tokens.end(), sampled.token) !=
+      generate.stop_tokens.end()) {
+    active.outcome.stop_token = sampled.token;
+    finish(active, Finish::kStopToken);
+    return;
+  }
+  active.tokens.push_back(sampled.token);
+  ++active.n_generated;
+  active.request->publish_token(std::move(sampled));
+  if (active.n_generated >= generate.max_tokens || active.size() >= limit_) {
+    finish(active, Finish::kLength);
+  }
+}
+
+void Core::finish(Active& active, Finish how, std::exception_ptr error) {
+  if (active.outcome.finish != Finish::kNone) return;
+  active.outcome.finish = how;
+  active.outcome.error = std::move(error);
+  active.outcome.timings.finished = Clock::now();
+  try {
+    release_sequence(active, how);
+  } catch (...) {
+    if (!active.outcome.error) active.outcome.error = std::current_exception();
+  }
+  {
+    const std::scoped_lock lock(mutex_);
+    --n_open_;
+  }
+  active.request->publish_end(std::move(active.outcome));
+  active.outcome = {};
+  active.outcome.finish = how;
+}
+
+void Core::release_sequence(Active& active, Finish how) {
+  const bool failed = how == Finish::kFailed || how == Finish::kCancelled;
+  if (const auto& session = active.spec().session) {
+    const std::scoped_lock lock(session->mutex);
+    session->busy = false;
+    if (session->closed) {
+      runner_->close(active.sequence);
+    } else if (failed) {
+      runner_->truncate(active.sequence, active.start);  // all or nothing
+    } else {
+      session->tokens = std::move(active.tokens);
+    }
+    return;
+  }
+  if (!active.spec().reuse || how == Finish::kFailed) {
+    runner_->close(active.sequence);
+    return;
+  }
+  active.tokens.resize(static_cast<std::size_t>(active.cached));
+  for (const model::SequenceId sequence :
+       cache_.insert(active.sequence, std::move(active.tokens))) {
+    runner_->close(sequence);
+  }
+}
+
+void Core::erase_finished() {
+  std::erase_if(active_,
+                [](const Active& active) { return active.outcome.finish != Finish::kNone; });
+}
+
+}  // namespace moesaic::engine
