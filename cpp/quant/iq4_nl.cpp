@@ -1,6 +1,7 @@
-// Exact scalar decoder; see the header for the layout.
+// Exact scalar decoder and an encoder; see the header for the layout.
 #include "quant/iq4_nl.h"
 
+#include "quant/fit.h"
 #include "quant/grids.h"
 #include "quant/half.h"
 
@@ -13,6 +14,23 @@ void decode_iq4_nl(const std::uint8_t* blocks, std::int64_t n_blocks, float* out
     for (int j = 0; j < 16; ++j) {
       out[j] = d * static_cast<float>(kIq4nlLevels[block->qs[j] & 15U]);
       out[j + 16] = d * static_cast<float>(kIq4nlLevels[block->qs[j] >> 4]);
+    }
+  }
+}
+
+void encode_iq4_nl(const float* in, std::int64_t n_blocks, std::uint8_t* blocks) {
+  auto* block = reinterpret_cast<BlockIQ4_NL*>(blocks);
+  for (std::int64_t n = 0; n < n_blocks; ++n, ++block, in += 32) {
+    constexpr Iq4Levels kLevels;
+    float weights[32];
+    weigh(in, 32, weights);
+    block->d = f16_scale(fit_scale(in, weights, 32, kLevels));
+    const float d = f16_to_f32(block->d);
+    const float inverse = d != 0 ? 1.0F / d : 0.0F;
+    for (int j = 0; j < 16; ++j) {
+      const int low = kLevels.code(in[j] * inverse);
+      const int high = kLevels.code(in[j + 16] * inverse);
+      block->qs[j] = static_cast<std::uint8_t>(low | (high << 4));
     }
   }
 }

@@ -1,6 +1,10 @@
-// Exact scalar decoder; see the header for the layout.
+// Exact scalar decoder and an encoder; see the header for the layout.
 #include "quant/q6_k.h"
 
+#include <algorithm>
+#include <iterator>
+
+#include "quant/fit.h"
 #include "quant/half.h"
 
 namespace moesaic::quant {
@@ -19,6 +23,25 @@ void decode_q6_k(const std::uint8_t* blocks, std::int64_t n_blocks, float* out) 
         const int q = ((ql[j] >> low_shift) & 15) | (((qh[j] >> high_shift) & 3) << 4);
         out[16 * s + j] = scale * static_cast<float>(q - 32);
       }
+    }
+  }
+}
+
+void encode_q6_k(const float* in, std::int64_t n_blocks, std::uint8_t* blocks) {
+  auto* block = reinterpret_cast<BlockQ6_K*>(blocks);
+  for (std::int64_t n = 0; n < n_blocks; ++n, ++block, in += 256) {
+    SymmetricFit fit{};
+    fit_symmetric(in, 16, -128, 127, IntegerLevels{-32, 31}, fit);
+    block->d = fit.d;
+    std::copy_n(fit.scale, 16, block->scales);
+    std::fill(std::begin(block->ql), std::end(block->ql), std::uint8_t{0});
+    std::fill(std::begin(block->qh), std::end(block->qh), std::uint8_t{0});
+    for (int i = 0; i < 256; ++i) {
+      const int q = fit.code[i] + 32;
+      std::uint8_t& low = block->ql[64 * (i / 128) + i % 64];
+      std::uint8_t& high = block->qh[32 * (i / 128) + i % 32];
+      low = static_cast<std::uint8_t>(low | ((q & 15) << (4 * ((i % 128) / 64))));
+      high = static_cast<std::uint8_t>(high | ((q >> 4) << (2 * ((i % 128) / 32))));
     }
   }
 }
