@@ -20,6 +20,7 @@ backend::Backend::ScratchSpec backend_scratch(const Config& config, const Forwar
                             config.moe.n_shared * config.moe.d_ff_expert,
                             config.n_heads * config.d_head_v, mla.q_lora, mla.kv_lora});
   spec.max_slots = options.max_rows * std::max<std::int64_t>(1, config.moe.n_active);
+  spec.max_slot_cols = config.moe.d_ff_expert;
   spec.max_n_ctx = options.n_ctx;
   spec.n_heads = config.n_heads;
   spec.d_k = is_mla ? mla.kv_lora + mla.d_rope : config.d_head_k;

@@ -23,7 +23,8 @@ std::int64_t read_vocab(const Keys& keys) {
     keys.bad("vocab_size", said, strcat(rows, ", the rows of token_embd.weight"));
   }
   const gguf::Value* tokens = keys.file()->find("tokenizer.ggml.tokens");
-  if (tokens != nullptr && tokens->as_array().count() > vocab) {
+  if (tokens != nullptr && tokens->type() == gguf::ValueType::kArray &&
+      tokens->as_array().count() > vocab) {
     fail<FormatError>("[model] ", keys.path(), ": key tokenizer.ggml.tokens: got ",
                       tokens->as_array().count(), " tokens, need at most ", rows,
                       ", the rows of token_embd.weight");
@@ -51,7 +52,9 @@ Config read_base(const Keys& keys) {
   Config config;
   config.arch = keys.arch();
   const gguf::Value* name = keys.file()->find("general.name");
-  if (name != nullptr) config.name = std::string(name->as_string());
+  if (name != nullptr && name->type() == gguf::ValueType::kString) {
+    config.name = std::string(name->as_string());
+  }
   config.n_layers = read_layers(keys);
   config.layers.resize(static_cast<std::size_t>(config.n_layers));
   config.d_model = keys.count("embedding_length");
