@@ -9,22 +9,30 @@
 
 namespace moesaic::kernels {
 
+// Names of the kernels of float weights, "<isa>/<type>".
+struct FloatNames {
+  const char* isa;
+  const char* f32;
+  const char* f16;
+  const char* bf16;
+};
+
 // From this many columns on the packed form of float weights is used: never, few tiles as well.
 inline constexpr std::int64_t kNever = std::int64_t{1} << 62;
 
 template <class S>
-void fill_float_part(Table& table) {
+void fill_float_part(Table& table, const FloatNames& names) {
   using quant::Qtype;
   const auto at = [&](Qtype type) -> MatmulKernel& {
     return table.matmul[static_cast<std::uint32_t>(type)];
   };
-  at(Qtype::kF32) = {ActFormat::kF32, S::kNameF32, float_few<S, F32Weight<S>>,
+  at(Qtype::kF32) = {ActFormat::kF32, names.f32, float_few<S, F32Weight<S>>,
                      float_many<S, F32Weight<S>>, kNever};
-  at(Qtype::kF16) = {ActFormat::kF32, S::kNameF16, float_few<S, F16Weight<S>>,
+  at(Qtype::kF16) = {ActFormat::kF32, names.f16, float_few<S, F16Weight<S>>,
                      float_many<S, F16Weight<S>>, kNever};
-  at(Qtype::kBF16) = {ActFormat::kF32, S::kNameBF16, float_few<S, BF16Weight<S>>,
+  at(Qtype::kBF16) = {ActFormat::kF32, names.bf16, float_few<S, BF16Weight<S>>,
                       float_many<S, BF16Weight<S>>, kNever};
-  table.isa = S::kName;
+  table.isa = names.isa;
   table.prepare = prepare<S>;
   table.attention = attention<S>;
   table.attention_merge = attention_merge<S>;

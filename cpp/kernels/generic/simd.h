@@ -11,10 +11,6 @@
 namespace moesaic::kernels::generic {
 
 struct Simd {
-  static constexpr const char* kName = "generic";
-  static constexpr const char* kNameF32 = "generic/F32";
-  static constexpr const char* kNameF16 = "generic/F16";
-  static constexpr const char* kNameBF16 = "generic/BF16";
   // Register tiles of common/: queries x keys, queries x value vectors, rows x columns.
   static constexpr int kTileQ = 2;
   static constexpr int kTileT = 2;

@@ -9,7 +9,7 @@ namespace moesaic::kernels::generic {
 const Table& table() {
   static const Table instance = [] {
     Table t{};
-    fill_float_part<Simd>(t);
+    fill_float_part<Simd>(t, {"generic", "generic/F32", "generic/F16", "generic/BF16"});
     fill_int_part(t);
     return t;
   }();

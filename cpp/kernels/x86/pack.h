@@ -1,0 +1,99 @@
+// Columns of activations interleaved for the register tiles of the many-column kernels: tiles of
+// X::kColTile columns (the last one narrower), each tile holding for its width w
+//   q      [k / 4][w] dwords of four values
+//   sum    [k / 32][w] pairs of the int16 sums of 16
+//   scale  [scales][w] floats
+// with k the padded length. Only the kernels of the same table read it.
+#pragma once
+
+#include <cstring>
+
+#include "kernels/act_layout.h"
+
+namespace moesaic::kernels {
+
+struct PackedTile {
+  const std::uint8_t* q;
+  const std::uint8_t* sum;
+  const float* scale;
+};
+
+// Bytes of one column in a tile, whatever the tile's width.
+inline constexpr std::int64_t packed_col_bytes(ActFormat format, std::int64_t kp) {
+  return kp + kp / kSumGroup * 2 + kp / scale_group(format) * 4;
+}
+
+template <class X>
+struct Packing {
+  static std::size_t bytes(ActFormat format, std::int64_t n_cols, std::int64_t k) {
+    if (format == ActFormat::kF32) {
+      return static_cast<std::size_t>(n_cols) * act_row_bytes(format, k);
+    }
+    return static_cast<std::size_t>(n_cols * packed_col_bytes(format, padded_k(k)));
+  }
+
+  // The tile that begins at column c (a multiple of kColTile) and is w wide.
+  static PackedTile tile(const std::uint8_t* data, ActFormat format, std::int64_t kp,
+                         std::int64_t c, int w) {
+    const std::uint8_t* q = data + c * packed_col_bytes(format, kp);
+    const std::uint8_t* sum = q + w * kp;
+    return {q, sum, reinterpret_cast<const float*>(sum + w * (kp / kSumGroup * 2))};
+  }
+
+  static void interleave(const std::uint8_t* const* columns, std::int64_t offset,
+                         std::int64_t n_words, std::int64_t w, std::uint8_t* out) {
+    for (std::int64_t i = 0; i < n_words; ++i) {
+      for (std::int64_t j = 0; j < w; ++j) {
+        std::memcpy(out + (i * w + j) * 4, columns[j] + offset + 4 * i, 4);
+      }
+    }
+  }
+
+  static void pack(ActFormat format, const std::uint8_t* const* acts, std::int64_t n_cols,
+                   std::int64_t k, std::uint8_t* out) {
+    if (format == ActFormat::kF32) {
+      const std::size_t row_bytes = act_row_bytes(format, k);
+      for (std::int64_t c = 0; c < n_cols; ++c) {
+        std::memcpy(out + static_cast<std::size_t>(c) * row_bytes, acts[c], row_bytes);
+      }
+      return;
+    }
+    const std::int64_t kp = padded_k(k);
+    const std::int64_t n_sums = kp / kSumGroup / 2;
+    const std::int64_t n_scales = kp / scale_group(format);
+    for (std::int64_t c = 0; c < n_cols; c += X::kColTile) {
+      const std::int64_t w = n_cols - c < X::kColTile ? n_cols - c : X::kColTile;
+      interleave(acts + c, 0, kp / 4, w, out);
+      interleave(acts + c, kp, n_sums, w, out + w * kp);
+      interleave(acts + c, kp + 4 * n_sums, n_scales, w, out + w * (kp + 4 * n_sums));
+      out += w * packed_col_bytes(format, kp);
+    }
+  }
+};
+
+// Calls kernel.template tile<w>(c) for each tile of n_cols columns.
+template <class X, class Kernel>
+void for_each_tile(std::int64_t n_cols, const Kernel& kernel) {
+  std::int64_t c = 0;
+  for (; c + X::kColTile <= n_cols; c += X::kColTile) kernel.template tile<X::kColTile>(c);
+  switch (n_cols - c) {
+    case 1:
+      return kernel.template tile<1>(c);
+    case 2:
+      return kernel.template tile<2>(c);
+    case 3:
+      return kernel.template tile<3>(c);
+    case 4:
+      return kernel.template tile<4>(c);
+    case 5:
+      return kernel.template tile<5>(c);
+    case 6:
+      return kernel.template tile<6>(c);
+    case 7:
+      return kernel.template tile<7>(c);
+    default:
+      return;
+  }
+}
+
+}  // namespace moesaic::kernels

@@ -1,0 +1,35 @@
+// Small 256-bit pieces that both skeletons use.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace moesaic::kernels {
+
+// Eight rows of eight numbers -> their eight sums.
+template <class X>
+__m256i add_rows(const std::int32_t (*rows)[8]) {
+  const auto row = [&](int i) {
+    return _mm256_load_si256(reinterpret_cast<const __m256i*>(rows[i]));
+  };
+  const auto pair32 = [](__m256i a, __m256i b) {
+    return _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+  };
+  const auto pair64 = [](__m256i a, __m256i b) {
+    return _mm256_add_epi32(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b));
+  };
+  const __m256i low = pair64(pair32(row(0), row(1)), pair32(row(2), row(3)));
+  const __m256i high = pair64(pair32(row(4), row(5)), pair32(row(6), row(7)));
+  return _mm256_add_epi32(_mm256_permute2x128_si256(low, high, 0x20),
+                          _mm256_permute2x128_si256(low, high, 0x31));
+}
+
+// Eight f16 numbers -> floats, times an exact factor.
+template <class X>
+__m256 to_floats(const std::uint16_t (&bits)[8], float factor) {
+  const __m256 x = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bits)));
+  return _mm256_mul_ps(x, _mm256_set1_ps(factor));
+}
+
+}  // namespace moesaic::kernels

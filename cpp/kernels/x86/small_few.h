@@ -1,0 +1,98 @@
+// Weights with blocks of 32 against a few columns: one row at a time, read once in file order, eight
+// blocks (a chunk of 256 values) to a step. Formulas and order: unpack.h.
+#pragma once
+
+#include <cstring>
+
+#include "kernels/act_layout.h"
+#include "kernels/x86/small_types.h"
+
+namespace moesaic::kernels {
+
+template <class X, class T, int kCols>
+struct SmallFew {
+  static constexpr int kOffset = T::kWide ? X::kWideOffset : T::kOffset;
+
+  struct Column {
+    ActRow act;
+    __m256 lanes;
+  };
+
+  // Eight sums of q, over 16 values where `first` or `second` is 0, times -offset where it is not.
+  static __m256i act_sums(const ActRow& act, std::int64_t chunk, int first, int second) {
+    const __m256i sums = X::load256(act.sum + chunk * (kChunk / kSumGroup));
+    const __m256i factors =
+        _mm256_set1_epi32((first & 0xFFFF) | static_cast<int>(static_cast<unsigned>(second) << 16));
+    return _mm256_madd_epi16(sums, factors);
+  }
+
+  static void step(const std::uint8_t* p, std::int64_t chunk, Column* columns) {
+    typename X::B w[4];
+    for (int i = 0; i < 4; ++i) w[i] = small_quarter<X, T>(p, i);
+    const __m256 d = T::d(p);
+    for (int j = 0; j < kCols; ++j) {
+      const ActRow& act = columns[j].act;
+      typename X::Acc acc[4];
+      for (int i = 0; i < 4; ++i) {
+        const typename X::B a = X::load64(act.q + chunk * kChunk + 64 * i);
+        acc[i] = T::kWide ? X::dot_wide(X::zero(), w[i], a) : X::dot(X::zero(), w[i], a);
+      }
+      __m256i dots = X::fold_blocks(acc);
+      const __m256 da = _mm256_loadu_ps(act.scale + chunk * 8);
+      if constexpr (T::kHasD16) {
+        for (auto& a : acc) a = X::first_halves(a);
+        __m256i first = X::fold_blocks(acc);
+        __m256i second = _mm256_sub_epi32(dots, first);
+        first = _mm256_add_epi32(first, act_sums(act, chunk, -kOffset, 0));
+        second = _mm256_add_epi32(second, act_sums(act, chunk, 0, -kOffset));
+        const __m256 f = _mm256_fmadd_ps(T::d16(p), _mm256_cvtepi32_ps(second),
+                                         _mm256_mul_ps(d, _mm256_cvtepi32_ps(first)));
+        columns[j].lanes = _mm256_fmadd_ps(da, f, columns[j].lanes);
+      } else {
+        if constexpr (kOffset != 0) {
+          dots = _mm256_add_epi32(dots, act_sums(act, chunk, -kOffset, -kOffset));
+        }
+        columns[j].lanes =
+            _mm256_fmadd_ps(_mm256_mul_ps(d, da), _mm256_cvtepi32_ps(dots), columns[j].lanes);
+      }
+      if constexpr (T::kHasMin) {
+        const __m256 sum = _mm256_mul_ps(da, _mm256_cvtepi32_ps(act_sums(act, chunk, 1, 1)));
+        columns[j].lanes = _mm256_fmadd_ps(T::min(p), sum, columns[j].lanes);
+      }
+    }
+  }
+
+  static void row(const MatmulJob& job, std::int64_t r, std::int64_t c) {
+    const std::int64_t kp = padded_k(job.k);
+    Column columns[kCols];
+    for (int j = 0; j < kCols; ++j) columns[j] = {act_row(job.acts[c + j], kp), _mm256_setzero_ps()};
+    const std::uint8_t* p = job.weight + static_cast<std::size_t>(r) * job.weight_row_bytes;
+    const std::int64_t n_chunks = job.k / kChunk;
+    for (std::int64_t i = 0; i < n_chunks; ++i) step(p + i * T::kChunkBytes, i, columns);
+    if (job.k % kChunk != 0) {  // missing blocks count as zeros
+      std::uint8_t rest[T::kChunkBytes] = {};
+      std::memcpy(rest, p + n_chunks * T::kChunkBytes,
+                  static_cast<std::size_t>(job.k % kChunk * T::kChunkBytes / kChunk));
+      step(rest, n_chunks, columns);
+    }
+    for (int j = 0; j < kCols; ++j) {
+      alignas(32) float lanes[8];
+      _mm256_store_ps(lanes, columns[j].lanes);
+      float total = lanes[0];
+      for (int l = 1; l < 8; ++l) total = total + lanes[l];
+      job.outs[c + j][r] = total;
+    }
+  }
+};
+
+template <class X, class T>
+void small_few(const MatmulJob& job) {
+  for (std::int64_t r = 0; r < job.n_rows; ++r) {
+    std::int64_t c = 0;
+    for (; c + 4 <= job.n_cols; c += 4) SmallFew<X, T, 4>::row(job, r, c);
+    for (; c + 2 <= job.n_cols; c += 2) SmallFew<X, T, 2>::row(job, r, c);
+    for (; c < job.n_cols; ++c) SmallFew<X, T, 1>::row(job, r, c);
+  }
+}
+
+}  // namespace moesaic::kernels

@@ -1,0 +1,207 @@
+// Unpacking of the types with blocks of 32 into bytes, over the vocabulary X; the skeletons in
+// small_few.h and small_many.h do the rest. Bit layouts are tabled in quant/<type>.h, the formulas
+// in unpack.h.
+//
+// A type gives:
+//   kQtype, Block        which type, its block
+//   kHasMin              it has a minimum
+//   kOffset              values are stored with this added (a power of two, or 0)
+//   kWide                values are signed bytes of any size instead (X::widen, X::dot_wide)
+//   kHasD16              it has a scale per 16 (quarter() and d16() instead of values())
+//   values(p, q)         the values of the blocks p and q, one after the other
+//   d(blocks), min(...)  the floats of the eight blocks of a chunk of 256 values
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "kernels/x86/reduce.h"
+#include "quant/grids.h"
+#include "quant/iq4_nl.h"
+#include "quant/mxfp4.h"
+#include "quant/nvfp4.h"
+#include "quant/q4_0.h"
+#include "quant/q4_1.h"
+#include "quant/q5_0.h"
+#include "quant/q5_1.h"
+#include "quant/q8_0.h"
+#include "quant/qtype.h"
+
+namespace moesaic::kernels {
+
+template <class X, class Block_, quant::Qtype type>
+struct SmallTypeBase {
+  using B = typename X::B;
+  using Block = Block_;
+  static constexpr quant::Qtype kQtype = type;
+  static constexpr int kBytes = sizeof(Block);
+  static constexpr bool kHasMin = false;
+  static constexpr bool kHasD16 = false;
+  static constexpr bool kWide = false;
+  static constexpr int kOffset = 0;
+  static constexpr int kChunkBytes = 8 * kBytes;  // of 256 values
+
+  // f16 numbers at offset `at` of eight blocks.
+  static __m256 halves(const std::uint8_t* blocks, int at) {
+    const auto half = [&](int i) {
+      short bits;
+      __builtin_memcpy(&bits, blocks + i * kBytes + at, 2);
+      return bits;
+    };
+    return _mm256_cvtph_ps(_mm_setr_epi16(half(0), half(1), half(2), half(3), half(4), half(5),
+                                          half(6), half(7)));
+  }
+  static __m256 d(const std::uint8_t* blocks) { return halves(blocks, 0); }
+  static __m256 d16(const std::uint8_t*) { return _mm256_setzero_ps(); }
+  static __m256 min(const std::uint8_t*) { return _mm256_setzero_ps(); }
+
+  // Low nibbles of 16 bytes, then high ones, of two blocks.
+  static B nibbles(const Block& p, const Block& q) {
+    return X::nibbles_by_16(X::pair16(p.qs, q.qs));
+  }
+};
+
+template <class X>
+struct Q40 : SmallTypeBase<X, quant::BlockQ4_0, quant::Qtype::kQ4_0> {
+  using Base = SmallTypeBase<X, quant::BlockQ4_0, quant::Qtype::kQ4_0>;
+  using typename Base::B;
+  using typename Base::Block;
+  static constexpr int kOffset = 8;
+  static B values(const Block& p, const Block& q) { return Base::nibbles(p, q); }
+};
+
+template <class X>
+struct Q41 : SmallTypeBase<X, quant::BlockQ4_1, quant::Qtype::kQ4_1> {
+  using Base = SmallTypeBase<X, quant::BlockQ4_1, quant::Qtype::kQ4_1>;
+  using typename Base::B;
+  using typename Base::Block;
+  static constexpr bool kHasMin = true;
+  static B values(const Block& p, const Block& q) { return Base::nibbles(p, q); }
+  static __m256 min(const std::uint8_t* blocks) { return Base::halves(blocks, 2); }
+};
+
+// Nibbles and a fifth bit; bit i of qh belongs to value i.
+template <class X, class Block>
+typename X::B five_bits(typename X::B nibbles, const Block& p, const Block& q) {
+  const std::uint64_t high = p.qh | (static_cast<std::uint64_t>(q.qh) << 32);
+  return X::add_where(nibbles, high, 16);
+}
+
+template <class X>
+struct Q50 : SmallTypeBase<X, quant::BlockQ5_0, quant::Qtype::kQ5_0> {
+  using Base = SmallTypeBase<X, quant::BlockQ5_0, quant::Qtype::kQ5_0>;
+  using typename Base::B;
+  using typename Base::Block;
+  static constexpr int kOffset = 16;
+  static B values(const Block& p, const Block& q) {
+    return five_bits<X>(Base::nibbles(p, q), p, q);
+  }
+};
+
+template <class X>
+struct Q51 : SmallTypeBase<X, quant::BlockQ5_1, quant::Qtype::kQ5_1> {
+  using Base = SmallTypeBase<X, quant::BlockQ5_1, quant::Qtype::kQ5_1>;
+  using typename Base::B;
+  using typename Base::Block;
+  static constexpr bool kHasMin = true;
+  static B values(const Block& p, const Block& q) {
+    return five_bits<X>(Base::nibbles(p, q), p, q);
+  }
+  static __m256 min(const std::uint8_t* blocks) { return Base::halves(blocks, 2); }
+};
+
+template <class X>
+struct Q80 : SmallTypeBase<X, quant::BlockQ8_0, quant::Qtype::kQ8_0> {
+  using Base = SmallTypeBase<X, quant::BlockQ8_0, quant::Qtype::kQ8_0>;
+  using typename Base::B;
+  using typename Base::Block;
+  static constexpr bool kWide = true;
+  static B values(const Block& p, const Block& q) { return X::pair32(p.qs, q.qs); }
+};
+
+template <class X>
+struct IQ4NL : SmallTypeBase<X, quant::BlockIQ4_NL, quant::Qtype::kIQ4_NL> {
+  using Base = SmallTypeBase<X, quant::BlockIQ4_NL, quant::Qtype::kIQ4_NL>;
+  using typename Base::B;
+  using typename Base::Block;
+  static constexpr bool kWide = true;
+  static B values(const Block& p, const Block& q) {
+    return X::lookup(X::load128(quant::kIq4nlLevels.data()), Base::nibbles(p, q));
+  }
+};
+
+// The E2M1 levels plus 16.
+alignas(16) inline constexpr std::uint8_t kFp4Raised[16] = {16, 17, 18, 19, 20, 22, 24, 28,
+                                                            16, 15, 14, 13, 12, 10, 8,  4};
+
+template <class X>
+struct MXFP4 : SmallTypeBase<X, quant::BlockMXFP4, quant::Qtype::kMXFP4> {
+  using Base = SmallTypeBase<X, quant::BlockMXFP4, quant::Qtype::kMXFP4>;
+  using typename Base::B;
+  using typename Base::Block;
+  static constexpr int kOffset = 16;
+  static B values(const Block& p, const Block& q) {
+    return X::lookup(X::load128(kFp4Raised), Base::nibbles(p, q));
+  }
+  // 2^(e - 128); e = 0 and 1 are subnormal floats.
+  static __m256 d(const std::uint8_t* blocks) {
+    const auto e = [&](int i) { return static_cast<int>(blocks[i * Base::kBytes]); };
+    const __m256i exponent = _mm256_setr_epi32(e(0), e(1), e(2), e(3), e(4), e(5), e(6), e(7));
+    const __m256i one = _mm256_set1_epi32(1);
+    const __m256i normal = _mm256_slli_epi32(_mm256_sub_epi32(exponent, one), 23);
+    const __m256i subnormal = _mm256_sllv_epi32(_mm256_set1_epi32(0x00200000), exponent);
+    const __m256i is_normal = _mm256_cmpgt_epi32(exponent, one);
+    return _mm256_castsi256_ps(_mm256_blendv_epi8(subnormal, normal, is_normal));
+  }
+};
+
+// Blocks of 64 with a scale per 16: each counts as two blocks of 32 with two scales.
+template <class X>
+struct NVFP4 : SmallTypeBase<X, quant::BlockNVFP4, quant::Qtype::kNVFP4> {
+  using Base = SmallTypeBase<X, quant::BlockNVFP4, quant::Qtype::kNVFP4>;
+  using typename Base::B;
+  using typename Base::Block;
+  static constexpr bool kHasD16 = true;
+  static constexpr int kOffset = 16;
+  static constexpr int kChunkBytes = 4 * Base::kBytes;
+
+  static B quarter(const std::uint8_t* chunk, int i) {
+    const auto& block = *reinterpret_cast<const Block*>(chunk + i * Base::kBytes);
+    return X::lookup(X::load128(kFp4Raised), X::nibbles_by_8(block.qs));
+  }
+  // Scales 2 i + first of the sixteen of a chunk: E4M3 without a sign, halved; 0x7F stands for 0.
+  static __m256 scales(const std::uint8_t* chunk, int first) {
+    const auto at = [&](int i) {
+      return static_cast<int>(chunk[i / 2 * Base::kBytes + i % 2 * 2 + first]);
+    };
+    const __m256i x = _mm256_setr_epi32(at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7));
+    const __m256i low7 = _mm256_and_si256(x, _mm256_set1_epi32(127));
+    const __m256 normal = _mm256_castsi256_ps(
+        _mm256_slli_epi32(_mm256_add_epi32(low7, _mm256_set1_epi32(119 << 3)), 20));
+    const __m256 subnormal =
+        _mm256_mul_ps(_mm256_cvtepi32_ps(low7), _mm256_set1_ps(0x1p-10F));
+    const __m256i is_normal = _mm256_cmpgt_epi32(low7, _mm256_set1_epi32(7));
+    const __m256i is_zero = _mm256_cmpeq_epi32(x, _mm256_set1_epi32(127));
+    return _mm256_andnot_ps(_mm256_castsi256_ps(is_zero),
+                            _mm256_blendv_ps(subnormal, normal, _mm256_castsi256_ps(is_normal)));
+  }
+  static __m256 d(const std::uint8_t* chunk) { return scales(chunk, 0); }
+  static __m256 d16(const std::uint8_t* chunk) { return scales(chunk, 1); }
+};
+
+// Values 64 i .. 64 i + 63 of a chunk of 256 values.
+template <class X, class T>
+typename X::B small_quarter(const std::uint8_t* chunk, int i) {
+  typename X::B w;
+  if constexpr (T::kHasD16) {
+    w = T::quarter(chunk, i);
+  } else {
+    const auto* blocks = reinterpret_cast<const typename T::Block*>(chunk);
+    w = T::values(blocks[2 * i], blocks[2 * i + 1]);
+  }
+  if constexpr (T::kWide) w = X::widen(w);
+  return w;
+}
+
+}  // namespace moesaic::kernels

@@ -1,0 +1,134 @@
+// Super-block weights against a few columns: one row at a time, read once in file order. A block is
+// unpacked in registers and multiplied with every column; the whole numbers of eight blocks are then
+// added up and turned into floats together. Formulas and order: unpack.h.
+#pragma once
+
+#include "kernels/act_layout.h"
+#include "kernels/x86/reduce.h"
+#include "kernels/x86/super_types.h"
+
+namespace moesaic::kernels {
+
+template <class X, class T, int kCols>
+struct SuperFew {
+  static constexpr int kOffset = T::kWide ? X::kWideOffset : T::kOffset;
+  static constexpr int kSpan = 8;  // blocks whose sums are finished together
+
+  struct Column {
+    ActRow act;
+    float total;
+  };
+  struct Sums {
+    alignas(32) std::int32_t isum[kCols][kSpan][8];
+    alignas(32) std::int32_t msum[T::kHasMin ? kCols : 1][kSpan][8];
+    std::uint16_t d[kSpan];
+    std::uint16_t dmin[kSpan];
+  };
+
+  template <int c>
+  static void quarter(const typename T::Block& block, const typename T::Head& head,
+                      typename X::Scales scales, const Column* columns, std::int64_t b,
+                      typename X::Acc* acc) {
+    typename X::B w = T::template values<c>(block, head);
+    if constexpr (T::kWide) w = X::widen(w);
+    for (int j = 0; j < kCols; ++j) {
+      const std::int8_t* a = columns[j].act.q + b * kChunk + 64 * c;
+      if constexpr (T::kWide) {
+        acc[j] = X::template step_wide<c>(acc[j], w, a, scales);
+      } else if constexpr (T::kScaled) {
+        acc[j] = X::template step<c>(acc[j], w, a, scales);
+      } else {
+        acc[j] = X::dot(acc[j], w, X::load64(a));
+      }
+    }
+  }
+
+  static void block_sums(const std::uint8_t* p, std::int64_t b, int slot, const Column* columns,
+                         Sums& sums) {
+    const auto& block = *reinterpret_cast<const typename T::Block*>(p);
+    const typename T::Head head = T::head(block);
+    const __m128i scale_bytes = T::scales(block);
+    const typename X::Scales scales = X::expand(scale_bytes);
+    typename X::Acc acc[kCols];
+    for (auto& a : acc) a = X::zero();
+    quarter<0>(block, head, scales, columns, b, acc);
+    quarter<1>(block, head, scales, columns, b, acc);
+    quarter<2>(block, head, scales, columns, b, acc);
+    quarter<3>(block, head, scales, columns, b, acc);
+    const auto group_sums = [&](int j) {
+      return X::load256(columns[j].act.sum + b * (kChunk / kSumGroup));
+    };
+    for (int j = 0; j < kCols; ++j) {
+      __m256i isum = X::fold(acc[j]);
+      if constexpr (kOffset != 0) {
+        const __m256i factors =
+            _mm256_mullo_epi16(_mm256_cvtepi8_epi16(scale_bytes), _mm256_set1_epi16(-kOffset));
+        isum = _mm256_add_epi32(isum, _mm256_madd_epi16(factors, group_sums(j)));
+      }
+      _mm256_store_si256(reinterpret_cast<__m256i*>(sums.isum[j][slot]), isum);
+    }
+    if constexpr (T::kHasMin) {
+      const __m256i mins = _mm256_cvtepi8_epi16(T::mins(block));
+      for (int j = 0; j < kCols; ++j) {
+        _mm256_store_si256(reinterpret_cast<__m256i*>(sums.msum[j][slot]),
+                           _mm256_madd_epi16(mins, group_sums(j)));
+      }
+      sums.dmin[slot] = T::dmin(block);
+    }
+    sums.d[slot] = T::d(block);
+  }
+
+  // Adds the p of `n` blocks from b on to the columns' totals, one after the other.
+  static void finish(const Sums& sums, std::int64_t b, int n, Column* columns) {
+    const __m256 d = to_floats<X>(sums.d, T::kFactor);
+    for (int j = 0; j < kCols; ++j) {
+      const __m256 da = _mm256_loadu_ps(columns[j].act.scale + b);
+      __m256 p;
+      const __m256 isum = _mm256_cvtepi32_ps(add_rows<X>(sums.isum[j]));
+      if constexpr (T::kHasMin) {
+        const __m256 msum = _mm256_cvtepi32_ps(add_rows<X>(sums.msum[j]));
+        const __m256 dmin = to_floats<X>(sums.dmin, 1.0F);
+        p = _mm256_fmsub_ps(_mm256_mul_ps(d, da), isum,
+                            _mm256_mul_ps(_mm256_mul_ps(dmin, da), msum));
+      } else {
+        p = _mm256_mul_ps(_mm256_mul_ps(d, da), isum);
+      }
+      alignas(32) float each[kSpan];
+      _mm256_store_ps(each, p);
+      float total = columns[j].total;
+      for (int i = 0; i < n; ++i) total = total + each[i];
+      columns[j].total = total;
+    }
+  }
+
+  static void row(const MatmulJob& job, std::int64_t r, std::int64_t c) {
+    Column columns[kCols];
+    for (int j = 0; j < kCols; ++j) columns[j] = {act_row(job.acts[c + j], job.k), 0.0F};
+    const std::uint8_t* p = job.weight + static_cast<std::size_t>(r) * job.weight_row_bytes;
+    const std::int64_t n_blocks = job.k / kChunk;
+    Sums sums;
+    std::int64_t b = 0;
+    for (; b + kSpan <= n_blocks; b += kSpan) {
+      for (int i = 0; i < kSpan; ++i, p += T::kBytes) block_sums(p, b + i, i, columns, sums);
+      finish(sums, b, kSpan, columns);
+    }
+    if (const int left = static_cast<int>(n_blocks - b); left > 0) {
+      sums = {};
+      for (int i = 0; i < left; ++i, p += T::kBytes) block_sums(p, b + i, i, columns, sums);
+      finish(sums, b, left, columns);
+    }
+    for (int j = 0; j < kCols; ++j) job.outs[c + j][r] = columns[j].total;
+  }
+};
+
+template <class X, class T>
+void super_few(const MatmulJob& job) {
+  for (std::int64_t r = 0; r < job.n_rows; ++r) {
+    std::int64_t c = 0;
+    for (; c + 4 <= job.n_cols; c += 4) SuperFew<X, T, 4>::row(job, r, c);
+    for (; c + 2 <= job.n_cols; c += 2) SuperFew<X, T, 2>::row(job, r, c);
+    for (; c < job.n_cols; ++c) SuperFew<X, T, 1>::row(job, r, c);
+  }
+}
+
+}  // namespace moesaic::kernels

@@ -1,0 +1,225 @@
+// Unpacking of the lattice types (IQ1, IQ2, IQ3); see super_types.h for what a type gives.
+#pragma once
+
+#include "kernels/x86/super_types.h"
+
+namespace moesaic::kernels {
+
+// Magnitudes up to 62 with signs apart: value + 64 fits the unsigned side.
+template <class X, class Block, quant::Qtype type>
+struct SignedPoints : SuperTypeBase<X, Block, type> {
+  static constexpr int kOffset = 64;
+
+  // Two words of four 7-bit sign fields -> eight bytes, the eighth bit making their number even.
+  static std::uint64_t even_signs(std::uint32_t first, std::uint32_t second) {
+    std::uint64_t x = first | (static_cast<std::uint64_t>(second) << 32);
+    x = (x & 0x00003FFF00003FFFULL) | ((x & 0x0FFFC0000FFFC000ULL) << 2);
+    x = (x & 0x007F007F007F007FULL) | ((x & 0x3F803F803F803F80ULL) << 1);
+    return even_bytes(x);
+  }
+  // Eight bytes of seven bits, each completed to an even number of bits.
+  static std::uint64_t even_bytes(std::uint64_t x) {
+    std::uint64_t parity = x ^ (x >> 4);
+    parity ^= parity >> 2;
+    parity ^= parity >> 1;
+    return x | ((parity & 0x0101010101010101ULL) << 7);
+  }
+};
+
+template <class X>
+struct IQ2XXS : SignedPoints<X, quant::BlockIQ2_XXS, quant::Qtype::kIQ2_XXS> {
+  using Base = SignedPoints<X, quant::BlockIQ2_XXS, quant::Qtype::kIQ2_XXS>;
+  using typename Base::B;
+  using typename Base::Block;
+  using typename Base::Head;
+  static constexpr int kGroup = 32;
+  static constexpr float kFactor = 0.125F;
+
+  template <int c>
+  static B values(const Block& b, const Head&) {
+    const auto first = Base::template word<std::uint64_t>(b.qs + 8 * c);
+    const auto second = Base::template word<std::uint64_t>(b.qs + 8 * c + 4);
+    std::uint32_t index[8];
+    for (int i = 0; i < 4; ++i) {
+      index[i] = static_cast<std::uint8_t>(first >> (8 * i));
+      index[4 + i] = static_cast<std::uint8_t>(second >> (8 * i));
+    }
+    return X::offset_signed(X::points8(quant::kIq2xxsGrid.data(), index),
+                            Base::even_signs(static_cast<std::uint32_t>(first >> 32),
+                                             static_cast<std::uint32_t>(second >> 32)),
+                            Base::kOffset);
+  }
+  static __m128i scales(const Block& b) {
+    // The top nibble of the second word of each group.
+    std::uint64_t bytes = 0;
+    for (int g = 7; g >= 0; --g) bytes = (bytes << 8) | (b.qs[4 * g + 3] >> 12);
+    return Base::odd(Base::twice(bytes));
+  }
+};
+
+template <class X>
+struct IQ2XS : SignedPoints<X, quant::BlockIQ2_XS, quant::Qtype::kIQ2_XS> {
+  using Base = SignedPoints<X, quant::BlockIQ2_XS, quant::Qtype::kIQ2_XS>;
+  using typename Base::B;
+  using typename Base::Block;
+  using typename Base::Head;
+  static constexpr float kFactor = 0.125F;
+
+  template <int c>
+  static B values(const Block& b, const Head&) {
+    std::uint32_t index[8];
+    for (int i = 0; i < 8; ++i) index[i] = b.qs[8 * c + i] & 511U;
+    const __m128i signs = _mm_srli_epi16(X::load128(b.qs + 8 * c), 9);
+    const auto bytes =
+        static_cast<std::uint64_t>(_mm_cvtsi128_si64(_mm_packus_epi16(signs, signs)));
+    return X::offset_signed(X::points8(quant::kIq2xsGrid.data(), index), Base::even_bytes(bytes),
+                            Base::kOffset);
+  }
+  static __m128i scales(const Block& b) {
+    return Base::odd(Base::nibbles16(Base::template word<std::uint64_t>(b.scales)));
+  }
+};
+
+template <class X>
+struct IQ2S : SignedPoints<X, quant::BlockIQ2_S, quant::Qtype::kIQ2_S> {
+  using Base = SignedPoints<X, quant::BlockIQ2_S, quant::Qtype::kIQ2_S>;
+  using typename Base::B;
+  using typename Base::Block;
+  using typename Base::Head;
+  static constexpr float kFactor = 0.125F;
+
+  template <int c>
+  static B values(const Block& b, const Head&) {
+    std::uint32_t index[8];
+    const std::uint32_t high = b.qh[2 * c] | (static_cast<std::uint32_t>(b.qh[2 * c + 1]) << 8);
+    for (int i = 0; i < 8; ++i) index[i] = b.qs[8 * c + i] | (((high >> (2 * i)) & 3U) << 8);
+    return X::offset_signed(X::points8(quant::kIq2sGrid.data(), index),
+                            Base::template word<std::uint64_t>(b.signs + 8 * c), Base::kOffset);
+  }
+  static __m128i scales(const Block& b) {
+    return Base::odd(Base::nibbles16(Base::template word<std::uint64_t>(b.scales)));
+  }
+};
+
+template <class X>
+struct IQ3XXS : SignedPoints<X, quant::BlockIQ3_XXS, quant::Qtype::kIQ3_XXS> {
+  using Base = SignedPoints<X, quant::BlockIQ3_XXS, quant::Qtype::kIQ3_XXS>;
+  using typename Base::B;
+  using typename Base::Block;
+  using typename Base::Head;
+  static constexpr int kGroup = 32;
+  static constexpr float kFactor = 0.25F;
+
+  template <int c>
+  static B values(const Block& b, const Head&) {
+    std::uint32_t index[16];
+    for (int i = 0; i < 16; ++i) index[i] = b.qs[16 * c + i];
+    const auto* signs = reinterpret_cast<const std::uint8_t*>(&b) + offsetof(Block, signs) + 8 * c;
+    return X::offset_signed(X::points4(quant::kIq3xxsGrid.data(), index),
+                            Base::even_signs(Base::template word<std::uint32_t>(signs),
+                                             Base::template word<std::uint32_t>(signs + 4)),
+                            Base::kOffset);
+  }
+  static __m128i scales(const Block& b) {
+    const auto* signs = reinterpret_cast<const std::uint8_t*>(&b) + offsetof(Block, signs);
+    const __m128i low = _mm_srli_epi32(X::load128(signs), 28);
+    const __m128i high = _mm_srli_epi32(X::load128(signs + 16), 28);
+    const __m128i words = _mm_packus_epi32(low, high);
+    const __m128i bytes = _mm_packus_epi16(words, words);
+    return Base::odd(_mm_unpacklo_epi8(bytes, bytes));
+  }
+};
+
+template <class X>
+struct IQ3S : SignedPoints<X, quant::BlockIQ3_S, quant::Qtype::kIQ3_S> {
+  using Base = SignedPoints<X, quant::BlockIQ3_S, quant::Qtype::kIQ3_S>;
+  using typename Base::B;
+  using typename Base::Block;
+  using typename Base::Head;
+  static constexpr int kGroup = 32;
+
+  template <int c>
+  static B values(const Block& b, const Head&) {
+    std::uint32_t index[16];
+    const std::uint32_t high = b.qh[2 * c] | (static_cast<std::uint32_t>(b.qh[2 * c + 1]) << 8);
+    for (int i = 0; i < 16; ++i) index[i] = b.qs[16 * c + i] | (((high >> i) & 1U) << 8);
+    return X::offset_signed(X::points4(quant::kIq3sGrid.data(), index),
+                            Base::template word<std::uint64_t>(b.signs + 8 * c), Base::kOffset);
+  }
+  static __m128i scales(const Block& b) {
+    const __m128i nibbles = Base::nibbles16(Base::template word<std::uint32_t>(b.scales));
+    return Base::odd(_mm_unpacklo_epi8(nibbles, nibbles));
+  }
+};
+
+// 8 point + delta (+-1) + 16, from points of -1, 0, 1; delta is -1 where the mask has a bit.
+template <class X>
+typename X::B moved_points(const std::uint32_t (&index)[8], std::uint64_t negative) {
+  const typename X::B points = X::points8(quant::kIq1sGrid.data(), index);
+  const typename X::B eights = X::template shift_left<3>(X::add(points, X::set1(1)));
+  return X::add_where(X::add(eights, X::set1(9)), negative, -2);
+}
+
+template <class X>
+struct IQ1S : SuperTypeBase<X, quant::BlockIQ1_S, quant::Qtype::kIQ1_S> {
+  using Base = SuperTypeBase<X, quant::BlockIQ1_S, quant::Qtype::kIQ1_S>;
+  using typename Base::B;
+  using typename Base::Block;
+  using typename Base::Head;
+  static constexpr int kOffset = 16;
+  static constexpr int kGroup = 32;
+  static constexpr float kFactor = 0.125F;
+
+  template <int c>
+  static B values(const Block& b, const Head&) {
+    std::uint32_t index[8];
+    const std::uint32_t first = b.qh[2 * c];
+    const std::uint32_t second = b.qh[2 * c + 1];
+    for (int i = 0; i < 4; ++i) {
+      index[i] = b.qs[8 * c + i] | (((first >> (3 * i)) & 7U) << 8);
+      index[4 + i] = b.qs[8 * c + 4 + i] | (((second >> (3 * i)) & 7U) << 8);
+    }
+    const std::uint64_t low = std::uint64_t{0} - (first >> 15);
+    const std::uint64_t high = std::uint64_t{0} - (second >> 15);
+    return moved_points<X>(index, (low & 0xFFFFFFFFU) | (high << 32));
+  }
+  static __m128i scales(const Block& b) {
+    const __m128i words = _mm_and_si128(_mm_srli_epi16(X::load128(b.qh), 12), _mm_set1_epi16(7));
+    const __m128i bytes = _mm_packus_epi16(words, words);
+    return Base::odd(_mm_unpacklo_epi8(bytes, bytes));
+  }
+};
+
+template <class X>
+struct IQ1M : SuperTypeBase<X, quant::BlockIQ1_M, quant::Qtype::kIQ1_M> {
+  using Base = SuperTypeBase<X, quant::BlockIQ1_M, quant::Qtype::kIQ1_M>;
+  using typename Base::B;
+  using typename Base::Block;
+  using typename Base::Head;
+  static constexpr int kOffset = 16;
+  static constexpr float kFactor = 0.125F;
+
+  template <int c>
+  static B values(const Block& b, const Head&) {
+    std::uint32_t index[8];
+    const auto high = Base::template word<std::uint32_t>(b.qh + 4 * c);
+    for (int i = 0; i < 8; ++i) index[i] = b.qs[8 * c + i] | (((high >> (4 * i)) & 7U) << 8);
+    const std::uint64_t deltas = _pext_u32(high, 0x88888888U);
+    return moved_points<X>(index, _pdep_u64(deltas, 0x0101010101010101ULL) * 255U);
+  }
+  static __m128i scales(const Block& b) {
+    const auto all = Base::template word<std::uint64_t>(b.scales);
+    const std::uint64_t low = _pdep_u64((all & 0xFFFU) | ((all >> 4) & 0xFFF000U),
+                                        0x0707070707070707ULL);
+    const std::uint64_t high = _pdep_u64(((all >> 32) & 0xFFFU) | ((all >> 36) & 0xFFF000U),
+                                         0x0707070707070707ULL);
+    return Base::odd(
+        _mm_set_epi64x(static_cast<long long>(high), static_cast<long long>(low)));
+  }
+  static std::uint16_t d(const Block& b) {
+    const auto all = Base::template word<std::uint64_t>(b.scales);
+    return static_cast<std::uint16_t>(_pext_u64(all, 0xF000F000F000F000ULL));
+  }
+};
+
+}  // namespace moesaic::kernels
