@@ -1,6 +1,8 @@
-"""Byte-pair merging by rank, run by the ``tokenizers`` library (Rust): byte-level BPE and Gemma 4's text BPE.
+"""Byte-pair merging by rank, run by the ``tokenizers`` library (Rust): byte-level BPE and Gemma 4's
+text BPE.
 
-Takes plain text without special tokens. Not here: special tokens, SentencePiece scores (spm.py), detokenizing.
+Takes plain text without special tokens. Not here: special tokens, SentencePiece scores (spm.py),
+detokenizing.
 """
 
 from __future__ import annotations
@@ -11,14 +13,16 @@ import tokenizers
 from tokenizers import Regex, models, pre_tokenizers
 
 from moesaic.errors import FormatError
+from moesaic.tokenizer.pretokenizers import PreTokenizer
 from moesaic.tokenizer.vocabulary import WHERE, Vocabulary
 
-# Longer texts go through the library's batch call, which lets other Python threads run meanwhile. Short ones do not:
-# that call starts a thread pool, which a process that only chats need not have.
+# Longer texts go through the library's batch call, which lets other Python threads run meanwhile.
+# Short ones do not: that call starts a thread pool, which a process that only chats need not have.
 _LONG_TEXT = 16384
 _NEWLINES = re.compile("(\n+)")
 
-# GPT-2's printable stand-ins for bytes: bytes that print stand for themselves, the others for U+0100 onwards.
+# GPT-2's printable stand-ins for bytes: bytes that print stand for themselves, the others for
+# U+0100 onwards.
 _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 BYTE_OF_CHAR: dict[str, int] = {chr(b): b for b in _PRINTABLE} | {
     chr(0x100 + n): b for n, b in enumerate(b for b in range(256) if b not in set(_PRINTABLE))
@@ -26,7 +30,8 @@ BYTE_OF_CHAR: dict[str, int] = {chr(b): b for b in _PRINTABLE} | {
 
 
 def byte_level_piece(token: str) -> bytes:
-    """The bytes that a byte-level token stands for; a token outside GPT-2's alphabet stands for its own text."""
+    """The bytes that a byte-level token stands for; a token outside GPT-2's alphabet stands for its
+    own text."""
     try:
         return bytes([BYTE_OF_CHAR[c] for c in token])
     except KeyError:
@@ -40,6 +45,16 @@ def _is_text(token: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def word_splitter(rule: PreTokenizer) -> pre_tokenizers.PreTokenizer:
+    """What cuts text into words by ``rule`` and writes them in GPT-2's alphabet."""
+    return pre_tokenizers.Sequence(
+        [
+            *(pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in rule.patterns),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
 
 
 class BpeEngine:
@@ -66,12 +81,7 @@ class BpeEngine:
         self._rule = vocabulary.pre_tokenizer
         self._tokenizer = tokenizers.Tokenizer(self._build(ids, vocabulary.merges()))
         if not self._raw_text:
-            self._tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-                [
-                    *(pre_tokenizers.Split(Regex(p), "isolated") for p in self._rule.patterns),
-                    pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-                ]
-            )
+            self._tokenizer.pre_tokenizer = word_splitter(self._rule)
 
     def _build(self, ids: dict[str, int], merges: list[tuple[str, str]]) -> models.BPE:
         def build(pairs: list[tuple[str, str]]) -> models.BPE:
@@ -96,7 +106,8 @@ class BpeEngine:
         return self._encode_raw(text) if self._raw_text else self._run(text)
 
     def _encode_raw(self, text: str) -> list[int]:
-        """Gemma 4: blanks become U+2581, runs of newlines are words of their own, taken whole when they are tokens."""
+        """Gemma 4: blanks become U+2581, runs of newlines are words of their own, taken whole when
+        they are tokens."""
         ids: list[int] = []
         for part in _NEWLINES.split(text.replace(" ", "\u2581")):
             if not part:

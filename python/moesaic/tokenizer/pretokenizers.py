@@ -1,9 +1,11 @@
-"""How byte-level BPE vocabularies cut text into words before merging: one row per ``tokenizer.ggml.pre``.
+"""How byte-level BPE vocabularies cut text into words before merging: one row per
+``tokenizer.ggml.pre``.
 
-A row is a list of regular expressions in the syntax of Oniguruma, which the ``tokenizers`` library runs. They are
-applied in order; each cuts the pieces left by the one before into its matches and the gaps between them. The patterns
-are those published in the models' own tokenizer.json (or tiktoken) files; the names, aliases and flags are those that
-GGUF converters write. Not here: vocabularies, merging, special tokens.
+A row is a list of regular expressions in the syntax of Oniguruma, which the ``tokenizers`` library
+runs. They are applied in order; each cuts the pieces left by the one before into its matches and
+the gaps between them. The patterns are those published in the models' own tokenizer.json (or
+tiktoken) files; the names, aliases and flags are those that GGUF converters write. Not here:
+vocabularies, merging, special tokens.
 """
 
 from __future__ import annotations

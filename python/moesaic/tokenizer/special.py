@@ -1,7 +1,7 @@
 """Finds special tokens in a text, so that the parts between them can be tokenised alone.
 
-At each place the longest special token wins, and places are tried from left to right, as the models' own tokenizers
-do. Not here: which tokens are special (vocabulary.py).
+At each place the longest special token wins, and places are tried from left to right, as the
+models' own tokenizers do. Not here: which tokens are special (vocabulary.py).
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ _SPACES = re.compile(r"[ \t\n\v\f\r]*")
 
 
 def _alternatives(texts: list[str], start: int) -> str:
-    """A regular expression for sorted ``texts`` from position ``start`` on, sharing prefixes, longest match first."""
+    """A regular expression for sorted ``texts`` from position ``start`` on, sharing prefixes,
+    longest match first."""
     groups: dict[str, list[str]] = {}
     ends = False
     for text in texts:
@@ -46,13 +47,16 @@ class SpecialSplitter:
         Ids that swallow the white space behind them.
     """
 
-    def __init__(self, ids: Mapping[str, int], right_strip_ids: frozenset[int] = frozenset()) -> None:
+    def __init__(
+        self, ids: Mapping[str, int], right_strip_ids: frozenset[int] = frozenset()
+    ) -> None:
         self._ids = dict(ids)
         self._right_strip_ids = right_strip_ids
         self._pattern = re.compile(_alternatives(sorted(self._ids), 0)) if self._ids else None
 
     def split(self, text: str) -> Iterator[str | int]:
-        """Yield the parts of ``text`` in order: non-empty plain text as ``str``, special tokens as ids."""
+        """Yield the parts of ``text`` in order: non-empty plain text as ``str``, special tokens as
+        ids."""
         if self._pattern is None:
             if text:
                 yield text

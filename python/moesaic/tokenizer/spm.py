@@ -1,10 +1,11 @@
 """SentencePiece BPE: merging by score, exact.
 
-The pair whose joint token has the highest score is merged first, the leftmost of equals. A table of ranked merges, as
-the ``tokenizers`` library wants it, cannot say "of equals": two ways to build one token, or two tokens of one score,
-get two ranks. Real vocabularies have such ties (runs of spaces in Llama's, 353 tokens in Baichuan's), so this is done
-here, over words that no token spans, with a cache of words. Takes plain text without special tokens.
-Algorithm: Kudo and Richardson, SentencePiece (arXiv:1808.06226), as BPE models of that library apply it.
+The pair whose joint token has the highest score is merged first, the leftmost of equals. A table of
+ranked merges, as the ``tokenizers`` library wants it, cannot say "of equals": two ways to build one
+token, or two tokens of one score, get two ranks. Real vocabularies have such ties (runs of spaces
+in Llama's, 353 tokens in Baichuan's), so this is done here, over words that no token spans, with a
+cache of words. Takes plain text without special tokens. Algorithm: Kudo and Richardson,
+SentencePiece (arXiv:1808.06226), as BPE models of that library apply it.
 """
 
 from __future__ import annotations
@@ -28,11 +29,9 @@ class SpmEngine:
     vocabulary
         One whose ``model`` is ``llama``.
 
-    Notes
-    -----
-    Control, unknown and byte tokens take no part in merging: plain text cannot become one by spelling it. A character
-    without a token is written as its UTF-8 bytes, ``<0x00>`` to ``<0xFF>``; where the vocabulary lacks those, as the
-    unknown token.
+    Notes ----- Control, unknown and byte tokens take no part in merging: plain text cannot become
+    one by spelling it. A character without a token is written as its UTF-8 bytes, ``<0x00>`` to
+    ``<0xFF>``; where the vocabulary lacks those, as the unknown token.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
@@ -41,7 +40,8 @@ class SpmEngine:
         scores = vocabulary.scores.tolist()
         self._ids = {t: i for t, i in vocabulary.ids.items() if i not in outside}
         self._costs = {t: -scores[i] for t, i in self._ids.items() if len(t) > 1}
-        # Two neighbouring characters that no token holds: no merge crosses there, so words end there.
+        # Two neighbouring characters that no token holds: no merge crosses there, so words end
+        # there.
         self._joined = {a + b for t in self._costs for a, b in zip(t, t[1:], strict=False)}
         self._bytes = [self._byte_token(vocabulary, b) for b in range(256)]
         self._cache: dict[str, list[int]] = {}

@@ -14,15 +14,17 @@ from moesaic.errors import ArgumentError
 class StreamDecoder:
     """Turns token ids into text as they come, never yielding half a UTF-8 character.
 
-    Bytes that can still become a character are held back; bytes that no longer can become U+FFFD. What all calls
-    yield, joined, is what :meth:`Tokenizer.decode` gives for all the ids. Made by :meth:`Tokenizer.stream_decoder`.
+    Bytes that can still become a character are held back; bytes that no longer can become U+FFFD.
+    What all calls yield, joined, is what :meth:`Tokenizer.decode` gives for all the ids. Made by
+    :meth:`Tokenizer.stream_decoder`.
 
     Parameters
     ----------
     piece
         Bytes of a token, empty for one that is not shown.
     strip_space
-        Whether one leading blank of the whole text is dropped (SentencePiece adds it to every text).
+        Whether one leading blank of the whole text is dropped (SentencePiece adds it to every
+        text).
 
     Examples
     --------
@@ -55,8 +57,9 @@ class StreamDecoder:
 class StopMatcher:
     """Cuts a stream of text exactly before the first stop string.
 
-    A stop ends the text as soon as its last character has come, wherever the chunks were cut; of several that end at
-    one place the longest counts. Text that may still turn out to be the beginning of a stop is held back.
+    A stop ends the text as soon as its last character has come, wherever the chunks were cut; of
+    several that end at one place the longest counts. Text that may still turn out to be the
+    beginning of a stop is held back.
 
     Parameters
     ----------
@@ -79,7 +82,9 @@ class StopMatcher:
         self._stops = [stops] if isinstance(stops, str) else list(stops)
         for i, stop in enumerate(self._stops):
             if not isinstance(stop, str):
-                raise ArgumentError(f"[StopMatcher] stops[{i}]: got {type(stop).__name__}, need a string")
+                raise ArgumentError(
+                    f"[StopMatcher] stops[{i}]: got {type(stop).__name__}, need a string"
+                )
             if not stop:
                 raise ArgumentError(
                     f"[StopMatcher] stops[{i}]: got an empty string, need at least one character; every text would"
@@ -124,7 +129,8 @@ class StopMatcher:
 
 
 def _borders(text: str) -> list[int]:
-    """Length of the longest proper prefix of text[: i + 1] that is also its suffix (Knuth, Morris, Pratt 1977)."""
+    """Length of the longest proper prefix of text[: i + 1] that is also its suffix (Knuth, Morris,
+    Pratt 1977)."""
     borders = [0] * len(text)
     state = 0
     for i in range(1, len(text)):

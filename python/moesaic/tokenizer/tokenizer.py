@@ -1,7 +1,7 @@
 """The public tokenizer: ids from text, text from ids, by the vocabulary of one GGUF file.
 
-Joins the parts: vocabulary.py says what the file holds, special.py cuts out special tokens, bpe.py or spm.py turns the
-text between them into ids. Building the merge tables waits for the first text.
+Joins the parts: vocabulary.py says what the file holds, special.py cuts out special tokens, bpe.py
+or spm.py turns the text between them into ids. Building the merge tables waits for the first text.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from moesaic.tokenizer.vocabulary import TokenType, Vocabulary
 class Tokenizer:
     """Text to token ids and back, as the model in a GGUF file was trained.
 
-    Byte-level BPE (``tokenizer.ggml.model`` ``gpt2``, with the word rule that ``tokenizer.ggml.pre`` names),
-    SentencePiece BPE (``llama``) and Gemma 4's BPE. One object may be used by any number of threads.
+    Byte-level BPE (``tokenizer.ggml.model`` ``gpt2``, with the word rule that
+    ``tokenizer.ggml.pre`` names), SentencePiece BPE (``llama``) and Gemma 4's BPE. One object may
+    be used by any number of threads.
 
     Parameters
     ----------
@@ -59,7 +60,8 @@ class Tokenizer:
         Parameters
         ----------
         metadata
-            GGUF key -> value: numbers, strings, and sequences of them. It is kept, and read when first needed.
+            GGUF key -> value: numbers, strings, and sequences of them. It is kept, and read when
+            first needed.
         """
         self = cls.__new__(cls)
         self._set_up(metadata)
@@ -75,7 +77,7 @@ class Tokenizer:
         v = self._vocabulary
         return f"Tokenizer({v.model}{', ' + v.pre if v.pre else ''}, {v.size} tokens)"
 
-    # -- what the vocabulary holds --------------------------------------------------------------------------------
+    # -- what the vocabulary holds ---------------------------------------------------------------
 
     @property
     def vocab_size(self) -> int:
@@ -109,7 +111,8 @@ class Tokenizer:
 
     @property
     def eog_ids(self) -> frozenset[int]:
-        """Every token that ends a generation: those the file names and those known by their text."""
+        """Every token that ends a generation: those the file names and those known by their
+        text."""
         return self._vocabulary.eog_ids
 
     @property
@@ -123,7 +126,8 @@ class Tokenizer:
         return self._vocabulary.add_eos
 
     def token_to_id(self, token: str) -> int | None:
-        """Id of a token by its text as stored in the file (``Ġthe``, ``▁the``, ``<|im_end|>``), None without one."""
+        """Id of a token by its text as stored in the file (``Ġthe``, ``▁the``, ``<|im_end|>``),
+        None without one."""
         return self._vocabulary.ids.get(token)
 
     def id_to_token(self, token_id: int) -> str:
@@ -141,7 +145,9 @@ class Tokenizer:
 
     def _checked(self, token_id: int, where: str) -> int:
         if isinstance(token_id, bool) or not isinstance(token_id, int | np.integer):
-            raise ArgumentError(f"[Tokenizer.{where}] token id: got {type(token_id).__name__}, need an integer")
+            raise ArgumentError(
+                f"[Tokenizer.{where}] token id: got {type(token_id).__name__}, need an integer"
+            )
         if not 0 <= token_id < self.vocab_size:
             raise ArgumentError(
                 f"[Tokenizer.{where}] token id: got {token_id}, need 0 to {self.vocab_size - 1}"
@@ -163,9 +169,11 @@ class Tokenizer:
                 token = token.replace(SPACE, " ")
         return token.encode("utf-8", "surrogateescape")
 
-    # -- text to ids ------------------------------------------------------------------------------------------------
+    # -- text to ids -----------------------------------------------------------------------------
 
-    def encode(self, text: str, add_special: bool = True, parse_special: bool = False) -> npt.NDArray[np.int32]:
+    def encode(
+        self, text: str, add_special: bool = True, parse_special: bool = False
+    ) -> npt.NDArray[np.int32]:
         """Turn text into token ids.
 
         Parameters
@@ -173,9 +181,11 @@ class Tokenizer:
         text
             Any text without lone surrogates.
         add_special
-            Put BOS in front and EOS behind where the model was trained so (see ``add_bos``, ``add_eos``).
+            Put BOS in front and EOS behind where the model was trained so (see ``add_bos``,
+            ``add_eos``).
         parse_special
-            Recognise control tokens written in the text. Off, ``"<|im_end|>"`` in a user's words stays words.
+            Recognise control tokens written in the text. Off, ``"<|im_end|>"`` in a user's words
+            stays words.
 
         Returns
         -------
@@ -186,9 +196,14 @@ class Tokenizer:
         ------
         ArgumentError
             ``text`` is not a string or holds lone surrogates.
+
+        Notes ----- A few vocabularies (Falcon, StarCoder) lack tokens for bytes that their training
+        text never had; characters written with those are lost, as in the model's own tokenizer.
         """
         if not isinstance(text, str):
-            raise ArgumentError(f"[Tokenizer.encode] text: got {type(text).__name__}, need a string")
+            raise ArgumentError(
+                f"[Tokenizer.encode] text: got {type(text).__name__}, need a string"
+            )
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
@@ -219,14 +234,22 @@ class Tokenizer:
                 self._engine = SpmEngine(v) if v.model == "llama" else BpeEngine(v)
             parse_special = bool(parse_special)
             if parse_special not in self._splitters:
-                ids = {**v.special_texts, **v.user_defined_texts} if parse_special else v.user_defined_texts
+                ids = (
+                    {**v.special_texts, **v.user_defined_texts}
+                    if parse_special
+                    else v.user_defined_texts
+                )
                 self._splitters[parse_special] = SpecialSplitter(ids, v.right_strip_ids)
             return self._engine, self._splitters[parse_special]
 
-    # -- ids to text ------------------------------------------------------------------------------------------------
+    # -- ids to text -----------------------------------------------------------------------------
 
     def decode(
-        self, ids: Sequence[int] | npt.NDArray[Any], *, skip_special: bool = True, continuation: bool = False
+        self,
+        ids: Sequence[int] | npt.NDArray[Any],
+        *,
+        skip_special: bool = True,
+        continuation: bool = False,
     ) -> str:
         """Turn token ids into text.
 
@@ -239,8 +262,9 @@ class Tokenizer:
         skip_special
             Leave out control, unknown and unused tokens; off, they are written by name.
         continuation
-            The ids go on after other text. It matters to SentencePiece, which adds a blank in front of every text:
-            the blank is dropped at the beginning of a text, and kept in its continuation.
+            The ids go on after other text. It matters to SentencePiece, which adds a blank in front
+            of every text: the blank is dropped at the beginning of a text, and kept in its
+            continuation.
 
         Returns
         -------
@@ -255,8 +279,11 @@ class Tokenizer:
         decoder = self.stream_decoder(skip_special=skip_special, continuation=continuation)
         return decoder.feed(self._id_list(ids)) + decoder.flush()
 
-    def stream_decoder(self, *, skip_special: bool = True, continuation: bool = False) -> StreamDecoder:
-        """Make a decoder for ids that come one by one; its texts, joined, are what :meth:`decode` gives.
+    def stream_decoder(
+        self, *, skip_special: bool = True, continuation: bool = False
+    ) -> StreamDecoder:
+        """Make a decoder for ids that come one by one; its texts, joined, are what :meth:`decode`
+        gives.
 
         Parameters
         ----------
@@ -269,14 +296,20 @@ class Tokenizer:
             checked = self._checked(token_id, "decode")
             return b"" if checked in hidden else self._piece(checked)
 
-        return StreamDecoder(piece, strip_space=self._vocabulary.add_space_prefix and not continuation)
+        return StreamDecoder(
+            piece, strip_space=self._vocabulary.add_space_prefix and not continuation
+        )
 
     def _id_list(self, ids: Sequence[int] | npt.NDArray[Any]) -> list[int]:
         if isinstance(ids, str | bytes):
-            raise ArgumentError(f"[Tokenizer.decode] ids: got {type(ids).__name__}, need integers (n,)")
+            raise ArgumentError(
+                f"[Tokenizer.decode] ids: got {type(ids).__name__}, need integers (n,)"
+            )
         array = np.asarray(ids)
         if array.size == 0 and array.ndim == 1:
             return []
         if array.ndim != 1 or array.dtype.kind not in "iu":
-            raise ArgumentError(f"[Tokenizer.decode] ids: got {array.dtype} {array.shape}, need integers (n,)")
+            raise ArgumentError(
+                f"[Tokenizer.decode] ids: got {array.dtype} {array.shape}, need integers (n,)"
+            )
         return array.tolist()  # type: ignore[no-any-return]

@@ -1,8 +1,9 @@
-"""The vocabulary in a GGUF file's metadata: tokens, their types and scores, the special ones, the end-of-generation set.
+"""The vocabulary in a GGUF file's metadata: tokens, their types and scores, the special ones, the
+end-of-generation set.
 
-Checks what the file says when it is made and reads the token strings only when somebody needs them: a model loads
-without waiting for 163,840 strings. Not here: cutting text (pretokenizers.py) or merging it (bpe.py, spm.py).
-Key names and token types: the GGUF specification (ggml, docs/gguf.md).
+Checks what the file says when it is made and reads the token strings only when somebody needs them:
+a model loads without waiting for 163,840 strings. Not here: cutting text (pretokenizers.py) or
+merging it (bpe.py, spm.py). Key names and token types: the GGUF specification (ggml, docs/gguf.md).
 """
 
 from __future__ import annotations
@@ -25,19 +26,60 @@ _NO_TOKEN = 0xFFFFFFFF  # -1 in an unsigned key: "this model has none"
 
 # Texts that end a turn or a text in the families known so far, whatever the file's keys say.
 _EOG_TEXTS = frozenset(
-    "<|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|calls|> <|flush|> <end_of_turn> <|endoftext|> <|eom_id|>"
-    " <EOT> _<EOT> [EOT] [EOS] <|end_of_text|> <end_of_utterance> <eos> <turn|> <|tool_response>"
-    " <｜end▁of▁sentence｜> [e~[ <|fim_pad|> <fim-pad> <fim_pad> <PAD> [PAD] <|fim_repo|> <|repo_name|> <fim-repo>"
-    " <REPO> <reponame> <|file_sep|>".split()
+    [
+        "<|eot_id|>",
+        "<|im_end|>",
+        "<|end|>",
+        "<|return|>",
+        "<|call|>",
+        "<|calls|>",
+        "<|flush|>",
+        "<end_of_turn>",
+        "<|endoftext|>",
+        "<|eom_id|>",
+        "<EOT>",
+        "_<EOT>",
+        "[EOT]",
+        "[EOS]",
+        "<|end_of_text|>",
+        "<end_of_utterance>",
+        "<eos>",
+        "<turn|>",
+        "<|tool_response>",
+        "<｜end▁of▁sentence｜>",
+        "[e~[",
+        "<|fim_pad|>",
+        "<fim-pad>",
+        "<fim_pad>",
+        "<PAD>",
+        "[PAD]",
+        "<|fim_repo|>",
+        "<|repo_name|>",
+        "<fim-repo>",
+        "<REPO>",
+        "<reponame>",
+        "<|file_sep|>",
+    ]
 )
 # These end a text only where the file marks them as more than ordinary words.
 _EOG_TEXTS_IF_MARKED = frozenset(["</s>"])
-_EOT_TEXTS = (
-    "<|eot_id|> <|im_end|> <|end|> <end_of_turn> <turn|> <|endoftext|> <|end_of_text|> <EOT> _<EOT> [EOT]"
-    " <｜end▁of▁sentence｜> <end_of_utterance>"
-).split()
-# Harmony (gpt-oss) writes a message's structure in control tokens that belong to the text people see.
-_VISIBLE_TEXTS = frozenset("<|channel|> <|message|> <|start|> <|constrain|>".split())
+_EOT_TEXTS = [
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<end_of_turn>",
+    "<turn|>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<EOT>",
+    "_<EOT>",
+    "[EOT]",
+    "<｜end▁of▁sentence｜>",
+    "<end_of_utterance>",
+]
+# Harmony (gpt-oss) writes a message's structure in control tokens that belong to the text people
+# see.
+_VISIBLE_TEXTS = frozenset(["<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"])
 _EOG_KEYS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
 
 
@@ -58,13 +100,14 @@ class Vocabulary:
     Parameters
     ----------
     metadata
-        GGUF key -> value. Arrays of strings may be any sequence; a token that is not valid UTF-8 may be ``bytes``.
+        GGUF key -> value. Arrays of strings may be any sequence; a token that is not valid UTF-8
+        may be ``bytes``.
 
     Raises
     ------
     FormatError
-        A key is missing, has the wrong type or length, names a token that does not exist, or the vocabulary is of a
-        kind that is not supported.
+        A key is missing, has the wrong type or length, names a token that does not exist, or the
+        vocabulary is of a kind that is not supported.
     """
 
     def __init__(self, metadata: Mapping[str, Any]) -> None:
@@ -77,10 +120,14 @@ class Vocabulary:
                 " vocabularies are not supported"
             )
         self.pre = self._text("tokenizer.ggml.pre", required=False)
-        self._raw_tokens: Sequence[str | bytes] = self._array("tokenizer.ggml.tokens", required=True)
+        self._raw_tokens: Sequence[str | bytes] = self._array(
+            "tokenizer.ggml.tokens", required=True
+        )
         self.size = len(self._raw_tokens)
         if self.size == 0:
-            raise FormatError(f"{WHERE} tokenizer.ggml.tokens: got an empty array, need at least one token")
+            raise FormatError(
+                f"{WHERE} tokenizer.ggml.tokens: got an empty array, need at least one token"
+            )
         self.types = self._numbers("tokenizer.ggml.token_type", np.int32, fill=TokenType.NORMAL)
         self.scores = self._numbers("tokenizer.ggml.scores", np.float32, fill=0.0)
         if self.model != "llama":
@@ -88,7 +135,7 @@ class Vocabulary:
         self._read_special_ids()
         self._read_flags()
 
-    # -- reading keys ---------------------------------------------------------------------------------------------
+    # -- reading keys ----------------------------------------------------------------------------
 
     def _text(self, key: str, *, required: bool) -> str:
         value = self._metadata.get(key)
@@ -96,14 +143,20 @@ class Vocabulary:
             return ""
         if not isinstance(value, str):
             got = "nothing" if value is None else type(value).__name__
-            raise FormatError(f"{WHERE} {key}: got {got}, need a string; the file has no usable tokenizer")
+            raise FormatError(
+                f"{WHERE} {key}: got {got}, need a string; the file has no usable tokenizer"
+            )
         return value
 
     def _array(self, key: str, *, required: bool) -> Sequence[Any]:
         value = self._metadata.get(key)
         if value is None and not required:
             return ()
-        if isinstance(value, str | bytes) or not hasattr(value, "__len__") or not hasattr(value, "__getitem__"):
+        if (
+            isinstance(value, str | bytes)
+            or not hasattr(value, "__len__")
+            or not hasattr(value, "__getitem__")
+        ):
             got = "nothing" if value is None else type(value).__name__
             raise FormatError(f"{WHERE} {key}: got {got}, need an array")
         return value  # type: ignore[no-any-return]
@@ -120,7 +173,9 @@ class Vocabulary:
         if values.ndim != 1 or values.dtype.kind not in "iuf":
             raise FormatError(f"{WHERE} {key}: got an array of {values.dtype}, need numbers")
         if len(values) < self.size:
-            raise FormatError(f"{WHERE} {key}: got {len(values)} entries, need {self.size}, one per token")
+            raise FormatError(
+                f"{WHERE} {key}: got {len(values)} entries, need {self.size}, one per token"
+            )
         return values[: self.size].astype(dtype)
 
     def _flag(self, name: str, default: bool) -> bool:
@@ -128,7 +183,9 @@ class Vocabulary:
         if value is None:
             return default
         if not isinstance(value, bool | int | np.bool_ | np.integer):
-            raise FormatError(f"{WHERE} tokenizer.ggml.{name}: got {type(value).__name__}, need a boolean")
+            raise FormatError(
+                f"{WHERE} tokenizer.ggml.{name}: got {type(value).__name__}, need a boolean"
+            )
         return bool(value)
 
     def _id(self, name: str, default: int | None = None, *, strict: bool = False) -> int | None:
@@ -149,12 +206,17 @@ class Vocabulary:
             return default if default is not None and default < self.size else None
         return int(value)
 
-    # -- what the keys mean -----------------------------------------------------------------------------------------
+    # -- what the keys mean ----------------------------------------------------------------------
 
     def _read_special_ids(self) -> None:
         spm = self.model == "llama"
-        # Byte-level files of 2023 (Falcon) name no ids and mean 11; believe it only of a control token.
-        old = 11 if self.model == "gpt2" and self.size > 11 and self.types[11] == TokenType.CONTROL else None
+        # Byte-level files of 2023 (Falcon) name no ids and mean 11; believe it only of a control
+        # token.
+        old = (
+            11
+            if self.model == "gpt2" and self.size > 11 and self.types[11] == TokenType.CONTROL
+            else None
+        )
         if self.pre in ("chatglm-bpe", "glm4", "glm5"):
             self.bos_id = self._id("bos", strict=True)
         else:
@@ -164,11 +226,16 @@ class Vocabulary:
         self.pad_id = self._id("padding")
 
     def _read_flags(self) -> None:
-        self.is_gemma4 = self.model == "gemma4" or self.pre in ("gemma4", "granite-embed-multi-311m")
+        self.is_gemma4 = self.model == "gemma4" or self.pre in (
+            "gemma4",
+            "granite-embed-multi-311m",
+        )
         self.raw_text = self.is_gemma4 or self.pre == "sarvam-moe"  # BPE over text, not over bytes
         self.is_byte_level = self.model == "gpt2" and not self.raw_text
         self.pre_tokenizer = self._choose_pre_tokenizer() if self.is_byte_level else DEFAULT
-        self.add_bos = self._flag("add_bos_token", self.model == "llama" or self.pre_tokenizer.add_bos)
+        self.add_bos = self._flag(
+            "add_bos_token", self.model == "llama" or self.pre_tokenizer.add_bos
+        )
         if self.is_gemma4:  # published files say false, the model was trained with it
             self.add_bos = True
         self.add_eos = self._flag("add_eos_token", False)
@@ -188,11 +255,12 @@ class Vocabulary:
         )
         return DEFAULT
 
-    # -- token strings, read when needed ------------------------------------------------------------------------------
+    # -- token strings, read when needed ---------------------------------------------------------
 
     @cached_property
     def tokens(self) -> list[str]:
-        """Token texts as stored, in order of id; bytes that are not UTF-8 become lone surrogates."""
+        """Token texts as stored, in order of id; bytes that are not UTF-8 become lone
+        surrogates."""
         tokens = list(self._raw_tokens)
         for i, token in enumerate(tokens):
             if not isinstance(token, str):
@@ -240,8 +308,11 @@ class Vocabulary:
             if t in self.ids and self.types[self.ids[t]] != TokenType.NORMAL
         }
         texts = {self.tokens[i]: i for i in found if i is not None}
-        # Harmony and Solar close every message with <|end|>; the turn goes on until one of the others.
-        if ("<|return|>" in texts and "<|call|>" in texts) or ("<|calls|>" in texts and "<|flush|>" in texts):
+        # Harmony and Solar close every message with <|end|>; the turn goes on until one of the
+        # others.
+        if ("<|return|>" in texts and "<|call|>" in texts) or (
+            "<|calls|>" in texts and "<|flush|>" in texts
+        ):
             texts.pop("<|end|>", None)
         if "<|tool_response>" in texts:  # Gemma 4, where </s> is an ordinary tag
             texts.pop("</s>", None)
