@@ -9,17 +9,12 @@ some of them), its own decoders are a second opinion.
 
 from __future__ import annotations
 
-import ctypes
-import os
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
-import numpy.typing as npt
-
-F32 = npt.NDArray[np.float32]
-U8 = npt.NDArray[np.uint8]
+from oracle.ggml import F32, U8, Ggml
 
 OUT = Path(__file__).parent / "quant"
 SOURCE_VALUES = 1024  # what the encoded blocks encode: a multiple of every block size
@@ -90,54 +85,6 @@ def _scale_codes(name: str, rng: np.random.Generator, n: int) -> list[int]:
     return [int(a if i % 2 else b) for i, (a, b) in enumerate(zip(small, bits, strict=True))]
 
 
-class Ggml:
-    """The quantizers and decoders of libggml-base, for any type."""
-
-    class _Traits(ctypes.Structure):
-        _fields_ = (
-            ("name", ctypes.c_char_p),
-            ("block", ctypes.c_int64),
-            ("interleave", ctypes.c_int64),
-            ("size", ctypes.c_size_t),
-            ("quantized", ctypes.c_bool),
-            ("to_float", ctypes.c_void_p),
-            ("from_float", ctypes.c_void_p),
-        )
-
-    def __init__(self, folder: str) -> None:
-        self.lib = ctypes.CDLL(str(Path(folder) / "libggml-base.so"))
-        self.lib.ggml_get_type_traits.restype = ctypes.POINTER(self._Traits)
-        self.lib.ggml_quantize_chunk.restype = ctypes.c_size_t
-        self.lib.ggml_quantize_chunk.argtypes = [
-            ctypes.c_int,
-            ctypes.c_void_p,
-            ctypes.c_void_p,
-            ctypes.c_int64,
-            ctypes.c_int64,
-            ctypes.c_int64,
-            ctypes.c_void_p,
-        ]
-
-    def encode(self, x: F32, kind: gguf.GGMLQuantizationType) -> U8:
-        """Quantize one row with equal importance everywhere; (blocks, block bytes)."""
-        block, size = gguf.GGML_QUANT_SIZES[kind]
-        out = np.zeros((x.size // block, size), np.uint8)
-        weight = np.ones(x.size, np.float32)
-        self.lib.ggml_quantize_chunk(
-            int(kind), x.ctypes.data, out.ctypes.data, 0, 1, x.size, weight.ctypes.data
-        )
-        return out
-
-    def decode(self, raw: U8, kind: gguf.GGMLQuantizationType) -> F32:
-        """Decode blocks with ggml's own routine."""
-        block, _ = gguf.GGML_QUANT_SIZES[kind]
-        out = np.zeros((raw.shape[0], block), np.float32)
-        traits = self.lib.ggml_get_type_traits(int(kind)).contents
-        call = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
-        call(traits.to_float)(raw.ctypes.data, out.ctypes.data, out.size)
-        return out
-
-
 def _source() -> F32:
     """Values like a weight row's: normal, a few outliers, one zero block of 32, one tiny block."""
     rng = np.random.default_rng(7)
@@ -206,7 +153,7 @@ def _plain(name: str, source: F32, rng: np.random.Generator) -> dict[str, Any]:
 def main() -> None:
     """Write one file per type, and the source of the encoded blocks."""
     OUT.mkdir(exist_ok=True)
-    ggml = Ggml(os.environ["LLAMA_CPP_LIB_PATH"])
+    ggml = Ggml()
     source = _source()
     np.savez_compressed(OUT / "source.npz", values=source)
     for number, name in enumerate((*PLAIN, *_HALVES)):

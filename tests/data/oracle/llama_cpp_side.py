@@ -9,8 +9,12 @@ import ctypes
 from pathlib import Path
 from typing import Any
 
-import llama_cpp.llama_cpp as lib
 import numpy as np
+
+try:
+    import llama_cpp.llama_cpp as lib
+except FileNotFoundError as error:
+    raise SystemExit("set LLAMA_CPP_LIB_PATH to a folder that has libllama.so") from error
 
 from oracle.weights import F32
 
