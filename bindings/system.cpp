@@ -16,6 +16,9 @@ void register_system(pybind11::module_& m) {
         "Bytes of memory this process could still take (MemAvailable, cgroup limit).");
   m.def("available_backends", &backend::available_backends,
         "Names accepted by Model(backend=...).");
+  m.def("available_isas", &backend::available_isas,
+        "CPU tables this build has and this machine can run, slowest first.");
+  m.def("isa", &backend::current_isa, "The CPU table in use (MOESAIC_ISA forces one).");
 }
 
 }  // namespace moesaic::bindings

@@ -290,4 +290,9 @@ struct BackendOptions {
 std::unique_ptr<Backend> make_backend(std::string_view name, const BackendOptions& options);
 std::vector<std::string> available_backends();
 
+// CPU tables ("generic", "avx2", ...) that this build has and this machine can run, slowest first,
+// and the one in use.
+std::vector<std::string> available_isas();
+std::string current_isa();
+
 }  // namespace moesaic::backend
