@@ -25,15 +25,16 @@ struct Header {
   std::uint64_t n_keys;
 };
 
-void check_count(const Cursor& cursor, std::uint64_t count, std::uint64_t least_bytes,
-                 std::uint64_t cap, std::string_view what) {
+// `at` is where the count stands in the file.
+void check_count(const Cursor& cursor, std::uint64_t at, std::uint64_t count,
+                 std::uint64_t least_bytes, std::uint64_t cap, std::string_view what) {
   if (count > cursor.left() / least_bytes) {
-    cursor.fail_at(cursor.position() - 8, what, ": ", count, ", but the ", cursor.left(),
+    cursor.fail_at(at, what, ": ", count, ", but the ", cursor.left(),
                    " bytes that follow hold at most ", cursor.left() / least_bytes,
                    "; the file is damaged or cut off");
   }
   if (count > cap) {
-    cursor.fail_at(cursor.position() - 8, what, ": ", count, ", need at most ", cap);
+    cursor.fail_at(at, what, ": ", count, ", need at most ", cap);
   }
 }
 
@@ -59,8 +60,8 @@ Header read_header(Cursor& cursor, std::span<const std::uint8_t> bytes) {
   }
   header.n_tensors = cursor.read<std::uint64_t>("tensor count");
   header.n_keys = cursor.read<std::uint64_t>("key count");
-  check_count(cursor, header.n_keys, kLeastKeyBytes, kMaxKeys, "key count");
-  check_count(cursor, header.n_tensors, kLeastTensorBytes, kMaxTensors, "tensor count");
+  check_count(cursor, 16, header.n_keys, kLeastKeyBytes, kMaxKeys, "key count");
+  check_count(cursor, 8, header.n_tensors, kLeastTensorBytes, kMaxTensors, "tensor count");
   return header;
 }
 
