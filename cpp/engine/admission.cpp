@@ -100,6 +100,8 @@ Core::Admission Core::try_admit(const std::shared_ptr<Request>& request) {
     Reuse reuse = find_reuse(spec);
     if (reuse.wait) return Admission::kDefer;
     n_pages = pages_for(row_limit) - reuse.n_tokens / facts_.page_tokens;
+    // A page shared midway is copied by whoever writes on first: here perhaps by the other one.
+    if (reuse.running && reuse.n_tokens % facts_.page_tokens != 0) ++n_pages;
     bool room = false;
     if (reuse.n_tokens > 0) {
       room = make_room(n_pages, reuse.sequence);
@@ -150,7 +152,8 @@ Core::Reuse Core::find_reuse(const RequestSpec& spec) {
   const std::int64_t most = first_needed_row(spec);
   if (most <= 0) return best;
   const std::span<const std::int32_t> wanted(spec.tokens.data(), static_cast<std::size_t>(most));
-  if (const auto match = cache_.find(wanted)) best = {match->sequence, match->n_tokens, false};
+  if (const auto match = cache_.find(wanted))
+    best = {match->sequence, match->n_tokens, false, false};
   // What runs right now can be shared as well; what is about to be there is worth waiting for when
   // the common prefix is at least a page.
   std::int64_t coming = 0;
@@ -159,7 +162,7 @@ Core::Reuse Core::find_reuse(const RequestSpec& spec) {
                                                static_cast<std::size_t>(active.prompt_end));
     const std::int64_t n = common_prefix(prompt, wanted);
     const std::int64_t there = std::min(n, active.cached);
-    if (there > best.n_tokens) best = {active.sequence, there, false};
+    if (there > best.n_tokens) best = {active.sequence, there, true, false};
     if (active.cached < active.prompt_end) coming = std::max(coming, n);
   }
   best.wait = coming > best.n_tokens && coming >= facts_.page_tokens;

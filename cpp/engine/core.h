@@ -83,7 +83,8 @@ class Core {
   struct Reuse {
     model::SequenceId sequence = 0;
     std::int64_t n_tokens = 0;
-    bool wait = false;  // a running prompt is about to have more of it
+    bool running = false;  // it belongs to an active request, which writes on
+    bool wait = false;     // a running prompt is about to have more of it
   };
   void drop_cancelled();
   void admit();

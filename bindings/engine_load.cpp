@@ -1,0 +1,73 @@
+// Loading a model on a thread of its own, so that Ctrl-C and a progress callback work meanwhile.
+#include <pybind11/stl.h>
+
+#include <atomic>
+#include <optional>
+
+#include "bindings/engine_types.h"
+#include "bindings/interruptible.h"
+#include "gguf/file.h"
+#include "model/local_runner.h"
+
+namespace py = pybind11;
+
+namespace moesaic::bindings {
+namespace {
+
+backend::KvType kv_type_from(const std::string& name) {
+  if (name == "f16") return backend::KvType::kF16;
+  if (name == "f32") return backend::KvType::kF32;
+  fail<ArgumentError>("[Model] kv_type: got \"", name, "\", need \"f16\" or \"f32\"");
+}
+
+// progress(done, total) in bytes is called from this thread, at most every 25 ms and at the end.
+std::shared_ptr<EngineHandle> load(const py::bytes& path, std::int64_t n_ctx,
+                                   std::int64_t kv_tokens, int threads, const std::string& backend,
+                                   bool deterministic, const std::string& kv_type,
+                                   const std::optional<py::function>& progress) {
+  std::atomic<std::uint64_t> done{0};
+  std::atomic<std::uint64_t> total{0};
+  model::LoadOptions options;
+  options.n_ctx = n_ctx;
+  options.kv_tokens = kv_tokens;
+  options.threads = threads;
+  options.backend = backend;
+  options.deterministic = deterministic;
+  options.kv_type = kv_type_from(kv_type);
+  options.progress = [&](std::uint64_t done_bytes, std::uint64_t total_bytes) {
+    total = total_bytes;
+    done = done_bytes;
+  };
+  const std::string encoded = path;
+  std::unique_ptr<model::LocalRunner> runner;
+  std::uint64_t shown = 0;
+  const auto show = [&] {
+    if (!progress || total == 0 || done == shown) return;
+    shown = done;
+    (*progress)(shown, total.load());
+  };
+  run_interruptible(
+      [&](const CancelFlag& cancel) {
+        options.cancel = &cancel;
+        runner = model::LocalRunner::load(gguf::File::open(encoded), options);
+      },
+      show);
+  show();
+  auto handle = std::make_shared<EngineHandle>();
+  const backend::DeviceInfo device = runner->device();
+  handle->device = strcat(device.name, ": ", device.detail);
+  const py::gil_scoped_release free_gil;
+  handle->engine = std::make_shared<engine::Engine>(std::move(runner));
+  return handle;
+}
+
+}  // namespace
+
+void register_engine_load(py::module_& m) {
+  m.def("load_model", &load, py::kw_only(), py::arg("path"), py::arg("n_ctx"), py::arg("kv_tokens"),
+        py::arg("threads"), py::arg("backend"), py::arg("deterministic"), py::arg("kv_type"),
+        py::arg("progress") = py::none(),
+        "Load a GGUF file by its encoded path; kv_tokens 0 and threads 0 are automatic.");
+}
+
+}  // namespace moesaic::bindings

@@ -1,0 +1,95 @@
+// Sessions: an explicit KV cache that Python holds. Each call waits for the engine's thread, which
+// answers between two steps.
+#include <pybind11/stl.h>
+
+#include "bindings/engine_types.h"
+#include "bindings/interruptible.h"
+#include "bindings/numpy.h"
+#include "engine/session_file.h"
+
+namespace moesaic::bindings {
+namespace {
+
+using engine::Engine;
+using engine::SessionState;
+using EnginePtr = std::shared_ptr<Engine>;
+using StatePtr = std::shared_ptr<SessionState>;
+
+std::unique_ptr<SessionHandle> wait_session(const EnginePtr& engine, std::future<StatePtr> future) {
+  StatePtr state =
+      wait_future(std::move(future), [&](const StatePtr& made) { engine->close_session(made); });
+  return std::make_unique<SessionHandle>(engine, std::move(state));
+}
+
+std::vector<std::int32_t> tokens_of(const SessionHandle& session) {
+  const std::scoped_lock lock(session.state()->mutex);
+  return session.state()->tokens;
+}
+
+void save(const SessionHandle& session, const py::bytes& path) {
+  const std::string encoded = path;
+  const Engine::SavedSession saved = wait_future(session.engine()->save_session(session.state()));
+  run_interruptible([&](const CancelFlag& cancel) {
+    engine::write_session(encoded, session.engine()->facts().identity, saved, &cancel);
+  });
+}
+
+std::unique_ptr<SessionHandle> load(const EngineHandle& self, const py::bytes& path) {
+  self.engine->check_usable("Model.load_session");
+  const std::string encoded = path;
+  Engine::SavedSession saved;
+  run_interruptible([&](const CancelFlag& cancel) {
+    saved = engine::read_session(encoded, self.engine->facts(), &cancel);
+  });
+  return wait_session(self.engine, self.engine->load_session(std::move(saved)));
+}
+
+}  // namespace
+
+void register_engine_sessions(py::module_& m) {
+  py::class_<SessionHandle>(m, "Session", "A sequence's KV cache (private: use moesaic.Session).")
+      .def_property_readonly("tokens",
+                             [](const SessionHandle& self) { return own(tokens_of(self)); })
+      .def_property_readonly("n_tokens",
+                             [](const SessionHandle& self) {
+                               const std::scoped_lock lock(self.state()->mutex);
+                               return self.state()->tokens.size();
+                             })
+      .def_property_readonly("closed",
+                             [](const SessionHandle& self) {
+                               if (self.engine()->closed()) return true;
+                               const std::scoped_lock lock(self.state()->mutex);
+                               return self.state()->closed;
+                             })
+      .def(
+          "truncate",
+          [](const SessionHandle& self, std::int64_t n) {
+            wait_future(self.engine()->truncate_session(self.state(), n));
+          },
+          py::arg("n"))
+      .def(
+          "fork",
+          [](const SessionHandle& self, std::int64_t n) {
+            return wait_session(self.engine(), self.engine()->fork_session(self.state(), n));
+          },
+          py::arg("n"))
+      .def("save", &save, py::arg("path"), "Write to an encoded path.")
+      .def("close", [](const SessionHandle& self) { self.engine()->close_session(self.state()); });
+
+  m.def(
+      "open_session",
+      [](const EngineHandle& self) {
+        return wait_session(self.engine, self.engine->open_session());
+      },
+      py::arg("engine"));
+  m.def("load_session", &load, py::arg("engine"), py::arg("path"), "Read from an encoded path.");
+  m.def(
+      "token_ids",
+      [](const py::object& tokens, std::int64_t vocab, const std::string& where) {
+        return own(token_ids(tokens, vocab, strcat("[", where, "]")));
+      },
+      py::arg("tokens"), py::arg("vocab"), py::arg("where"),
+      "Integers of any type, range-checked, as int32 (n,).");
+}
+
+}  // namespace moesaic::bindings

@@ -1,0 +1,43 @@
+// What the engine's bindings share: the Python-side holders of an engine, a session and the
+// requests of one call.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/engine.h"
+
+namespace moesaic::bindings {
+
+// A loaded model. Sessions and batches keep it alive.
+struct EngineHandle {
+  std::shared_ptr<engine::Engine> engine;
+  std::string device;  // "cpu: avx512vnni, 2 threads"
+};
+
+// Closes the session with the last reference.
+class SessionHandle {
+ public:
+  SessionHandle(std::shared_ptr<engine::Engine> engine, std::shared_ptr<engine::SessionState> state)
+      : engine_(std::move(engine)), state_(std::move(state)) {}
+  ~SessionHandle() { engine_->close_session(state_); }
+  SessionHandle(const SessionHandle&) = delete;
+  SessionHandle& operator=(const SessionHandle&) = delete;
+
+  const std::shared_ptr<engine::Engine>& engine() const { return engine_; }
+  const std::shared_ptr<engine::SessionState>& state() const { return state_; }
+
+ private:
+  std::shared_ptr<engine::Engine> engine_;
+  std::shared_ptr<engine::SessionState> state_;
+};
+
+void register_engine_requests(pybind11::module_& m);
+void register_engine_sessions(pybind11::module_& m);
+void register_engine_load(pybind11::module_& m);
+void register_model_info(pybind11::module_& m);
+
+}  // namespace moesaic::bindings

@@ -1,0 +1,94 @@
+// A model's configuration as plain Python data, with or without loading it.
+#include <pybind11/stl.h>
+
+#include "bindings/engine_types.h"
+#include "gguf/file.h"
+#include "model/memory.h"
+#include "model/model_file.h"
+
+namespace py = pybind11;
+
+namespace moesaic::bindings {
+namespace {
+
+const char* router_name(backend::RouterFunction function) {
+  switch (function) {
+    case backend::RouterFunction::kSoftmax:
+      return "softmax";
+    case backend::RouterFunction::kSigmoid:
+      return "sigmoid";
+    case backend::RouterFunction::kSoftmaxSelected:
+      return "softmax_selected";
+  }
+  return "unknown";
+}
+
+py::dict config_dict(const model::Config& config) {
+  py::dict out;
+  out["arch"] = config.arch;
+  out["name"] = config.name;
+  out["n_layers"] = config.n_layers;
+  out["d_model"] = config.d_model;
+  out["n_heads"] = config.n_heads;
+  out["n_kv_heads"] = config.n_kv_heads;
+  out["d_head_k"] = config.d_head_k;
+  out["d_head_v"] = config.d_head_v;
+  out["d_ff"] = config.d_ff;
+  out["vocab"] = config.vocab;
+  out["n_ctx_train"] = config.n_ctx_train;
+  out["norm_eps"] = config.norm_eps;
+  out["attention_scale"] = config.attention_scale;
+  out["q_lora"] = config.mla.q_lora;
+  out["kv_lora"] = config.mla.kv_lora;
+  out["d_nope"] = config.mla.d_nope;
+  out["d_rope"] = config.mla.d_rope;
+  out["n_experts"] = config.moe.n_experts;
+  out["n_active"] = config.moe.n_active;
+  out["n_shared"] = config.moe.n_shared;
+  out["d_ff_expert"] = config.moe.d_ff_expert;
+  out["router"] = config.moe.n_experts > 0 ? router_name(config.moe.function) : "";
+  out["n_expert_groups"] = config.moe.n_experts > 0 ? config.moe.n_groups : 0;
+  out["n_expert_groups_used"] = config.moe.n_experts > 0 ? config.moe.n_groups_used : 0;
+  py::list layers;
+  for (const model::LayerConfig& layer : config.layers) {
+    layers.append(py::make_tuple(layer.attention == model::AttentionKind::kMla ? "mla" : "grouped",
+                                 layer.ffn == model::FfnKind::kMoe ? "moe" : "dense",
+                                 layer.window));
+  }
+  out["layers"] = std::move(layers);
+  return out;
+}
+
+}  // namespace
+
+void register_model_info(py::module_& m) {
+  m.def(
+      "describe",
+      [](const std::string& path) {
+        return config_dict(model::understand(gguf::File::open(path)).config);
+      },
+      py::arg("path"), "A file's configuration, read from its headers alone.");
+  m.def(
+      "engine_config",
+      [](const EngineHandle& self) { return config_dict(self.engine->facts().config); },
+      py::arg("engine"), "A loaded model's configuration.");
+  m.def(
+      "memory_need",
+      [](const std::string& path, std::int64_t n_ctx) {
+        model::LoadOptions options;
+        options.n_ctx = n_ctx;
+        const model::MemoryNeed need =
+            model::memory_need(model::understand(gguf::File::open(path)), options);
+        py::dict out;
+        out["weights_bytes"] = need.weights_bytes;
+        out["derived_bytes"] = need.derived_bytes;
+        out["kv_bytes"] = need.kv_bytes;
+        out["scratch_bytes"] = need.scratch_bytes;
+        out["total_bytes"] = need.total();
+        return out;
+      },
+      py::arg("path"), py::arg("n_ctx"),
+      "Bytes that running a file would take; nothing is loaded.");
+}
+
+}  // namespace moesaic::bindings
