@@ -49,8 +49,8 @@ struct SuperType {
 
 struct SmallType {
   quant::Qtype type;
-  int block_bytes;   // of block_elems values
-  int block_elems;   // 32, or 64 for NVFP4, whose blocks count as two
+  int block_bytes;  // of block_elems values
+  int block_elems;  // 32, or 64 for NVFP4, whose blocks count as two
   bool has_min;
   bool has_d16;
   // Values [32 * part, 32 * part + 32) of a block.

@@ -235,8 +235,7 @@ void unpack_iq1_m(const std::uint8_t* block, SuperBlock& out) {
 void unpack_iq4_xs(const std::uint8_t* block, SuperBlock& out) {
   const auto& b = as<quant::BlockIQ4_XS>(block);
   for (int i = 0; i < 256; ++i) {
-    out.value[i] =
-        quant::kIq4nlLevels[(b.qs[i / 32 * 16 + i % 16] >> (i % 32 / 16 * 4)) & 15U];
+    out.value[i] = quant::kIq4nlLevels[(b.qs[i / 32 * 16 + i % 16] >> (i % 32 / 16 * 4)) & 15U];
   }
   for (int g = 0; g < 16; ++g) {
     const int low = (b.scales_l[g / 4] >> (g / 2 % 2 * 4)) & 15;

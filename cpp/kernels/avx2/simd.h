@@ -127,15 +127,13 @@ struct Simd {
   }
   static std::int32_t reduce_max_int(I x) {
     const __m256i t8 = _mm256_max_epi32(x.lo, x.hi);
-    const __m128i t4 =
-        _mm_max_epi32(_mm256_castsi256_si128(t8), _mm256_extracti128_si256(t8, 1));
+    const __m128i t4 = _mm_max_epi32(_mm256_castsi256_si128(t8), _mm256_extracti128_si256(t8, 1));
     const __m128i t2 = _mm_max_epi32(t4, _mm_shuffle_epi32(t4, 0x4E));
     return _mm_cvtsi128_si32(_mm_max_epi32(t2, _mm_shuffle_epi32(t2, 0xB1)));
   }
   static std::int32_t reduce_add_int(I x) {
     const __m256i t8 = _mm256_add_epi32(x.lo, x.hi);
-    const __m128i t4 =
-        _mm_add_epi32(_mm256_castsi256_si128(t8), _mm256_extracti128_si256(t8, 1));
+    const __m128i t4 = _mm_add_epi32(_mm256_castsi256_si128(t8), _mm256_extracti128_si256(t8, 1));
     const __m128i t2 = _mm_add_epi32(t4, _mm_shuffle_epi32(t4, 0x4E));
     return _mm_cvtsi128_si32(_mm_add_epi32(t2, _mm_shuffle_epi32(t2, 0xB1)));
   }

@@ -45,9 +45,8 @@ struct Ints {
   }
   // 16 bytes at p twice, then 16 bytes at q twice.
   static B pair16(const void* p, const void* q) {
-    return _mm512_inserti64x4(
-        _mm512_castsi256_si512(_mm256_broadcastsi128_si256(load128(p))),
-        _mm256_broadcastsi128_si256(load128(q)), 1);
+    return _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_broadcastsi128_si256(load128(p))),
+                              _mm256_broadcastsi128_si256(load128(q)), 1);
   }
   static B set1(int x) { return _mm512_set1_epi8(static_cast<char>(x)); }
   static B add(B a, B b) { return _mm512_add_epi8(a, b); }
@@ -67,7 +66,8 @@ struct Ints {
     } else if constexpr (kLow == kHigh) {
       return _mm512_and_si512(_mm512_ror_epi32(x, kLow), set1(mask));
     } else {
-      const __m512i shift = _mm512_inserti64x4(_mm512_set1_epi32(kLow), _mm256_set1_epi32(kHigh), 1);
+      const __m512i shift =
+          _mm512_inserti64x4(_mm512_set1_epi32(kLow), _mm256_set1_epi32(kHigh), 1);
       return _mm512_and_si512(_mm512_rorv_epi32(x, shift), set1(mask));
     }
   }
@@ -89,8 +89,8 @@ struct Ints {
   // x + n where bit `low` (low half) or `high` (high half) of `bits` is set.
   template <int low, int high>
   static B add_where_bit(B x, B bits, int n) {
-    const __m512i test = _mm512_inserti64x4(set1(1 << low),
-                                            _mm256_set1_epi8(static_cast<char>(1 << high)), 1);
+    const __m512i test =
+        _mm512_inserti64x4(set1(1 << low), _mm256_set1_epi8(static_cast<char>(1 << high)), 1);
     return _mm512_mask_add_epi8(x, _mm512_test_epi8_mask(bits, test), x, set1(n));
   }
   // x + n where bit i of mask is set, i the byte's number.
@@ -123,11 +123,11 @@ struct Ints {
   // Those of the four groups of quarter c, one per 128 bits.
   template <int c>
   static __m512i quarter_scales(Scales s) {
-    const __m512i order = _mm512_set_epi64(
-        (4 * c + 3) * 0x0001000100010001, (4 * c + 3) * 0x0001000100010001,
-        (4 * c + 2) * 0x0001000100010001, (4 * c + 2) * 0x0001000100010001,
-        (4 * c + 1) * 0x0001000100010001, (4 * c + 1) * 0x0001000100010001,
-        (4 * c) * 0x0001000100010001, (4 * c) * 0x0001000100010001);
+    const __m512i order =
+        _mm512_set_epi64((4 * c + 3) * 0x0001000100010001, (4 * c + 3) * 0x0001000100010001,
+                         (4 * c + 2) * 0x0001000100010001, (4 * c + 2) * 0x0001000100010001,
+                         (4 * c + 1) * 0x0001000100010001, (4 * c + 1) * 0x0001000100010001,
+                         (4 * c) * 0x0001000100010001, (4 * c) * 0x0001000100010001);
     return _mm512_permutexvar_epi16(order, s);
   }
   static Acc zero() { return _mm512_setzero_si512(); }
@@ -176,8 +176,7 @@ struct Ints {
     const __m512i all = _mm512_cvtepi16_epi32(_mm512_castsi512_si256(s));
     const __m512i index = _mm512_add_epi32(_mm512_srli_epi32(order, 2), _mm512_set1_epi32(4 * c));
     const __m512i t = _mm512_dpbusd_epi32(_mm512_setzero_si512(), w, load64(a));
-    return _mm512_add_epi32(acc,
-                            _mm512_mullo_epi32(t, _mm512_permutexvar_epi32(index, all)));
+    return _mm512_add_epi32(acc, _mm512_mullo_epi32(t, _mm512_permutexvar_epi32(index, all)));
 #else
     return add_pairs(acc, _mm512_maddubs_epi16(_mm512_abs_epi8(w), negate_as(load64(a), w)),
                      quarter_scales<c>(s));
@@ -188,12 +187,11 @@ struct Ints {
   }
   // Four accumulators of 64 values, each two blocks of 32 -> the eight dot products in order.
   static __m256i fold_blocks(const Acc (&x)[4]) {
-    const __m512i a = _mm512_add_epi32(_mm512_unpacklo_epi32(x[0], x[1]),
-                                       _mm512_unpackhi_epi32(x[0], x[1]));
-    const __m512i b = _mm512_add_epi32(_mm512_unpacklo_epi32(x[2], x[3]),
-                                       _mm512_unpackhi_epi32(x[2], x[3]));
-    const __m512i c =
-        _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+    const __m512i a =
+        _mm512_add_epi32(_mm512_unpacklo_epi32(x[0], x[1]), _mm512_unpackhi_epi32(x[0], x[1]));
+    const __m512i b =
+        _mm512_add_epi32(_mm512_unpacklo_epi32(x[2], x[3]), _mm512_unpackhi_epi32(x[2], x[3]));
+    const __m512i c = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
     const __m512i d = _mm512_add_epi32(c, _mm512_shuffle_i32x4(c, c, 0xB1));
     const __m512i order = _mm512_setr_epi32(0, 8, 1, 9, 2, 10, 3, 11, 0, 8, 1, 9, 2, 10, 3, 11);
     return _mm512_castsi512_si256(_mm512_permutexvar_epi32(order, d));
@@ -213,12 +211,11 @@ struct Ints {
     return _mm512_set1_epi32((first & 0xFFFF) |
                              static_cast<int>(static_cast<unsigned>(second) << 16));
   }
+  static V zero_v() { return _mm512_setzero_si512(); }
+  static V dot_v(V acc, V w, V a) { return dot(acc, w, a); }
+  static V dot_wide_v(V acc, V w, V a) { return dot_wide(acc, w, a); }
   static V add_v(V a, V b) { return _mm512_add_epi32(a, b); }
   static V mul_v(V a, V b) { return _mm512_mullo_epi32(a, b); }
-  template <int n>
-  static V shift_left_v(V a) {
-    return _mm512_slli_epi32(a, n);
-  }
   // Sixteen signed bytes, one per row.
   static V load_scales(const void* p) { return _mm512_cvtepi8_epi32(load128(p)); }
   static Vf zero_f() { return _mm512_setzero_ps(); }

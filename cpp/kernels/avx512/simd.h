@@ -116,8 +116,7 @@ struct Simd {
     const F a = fold2(quarter[0], quarter[1]);
     const F b = fold2(quarter[2], quarter[3]);
     const F sums = fold1(a, b);  // group g: vectors g, 4 + g, 8 + g, 12 + g
-    const __m512i order =
-        _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     _mm512_storeu_ps(out, _mm512_permutexvar_ps(order, sums));
   }
 

@@ -1,4 +1,5 @@
-// Names the namespace and the vocabularies for the files of this folder: the code of avx512/ with VNNI.
+// Names the namespace and the vocabularies for the files of this folder: the code of avx512/ with
+// VNNI.
 #pragma once
 
 #define MOESAIC_ISA_NAMESPACE avx512vnni

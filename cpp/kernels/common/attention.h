@@ -155,8 +155,8 @@ struct AttentionBlock {
   void value_tail(int i, std::int64_t d, int n) {
     F acc = S::zero();
     for (int t = low; t < high; ++t) {
-      acc = S::fma(S::set1(scratch.score[i][t]),
-                   Kv::load_n(scratch.value[t] + d * Kv::kBytes, n), acc);
+      acc = S::fma(S::set1(scratch.score[i][t]), Kv::load_n(scratch.value[t] + d * Kv::kBytes, n),
+                   acc);
     }
     S::store_n(job.out + (q0 + i) * job.out_stride + d, acc, n);
   }

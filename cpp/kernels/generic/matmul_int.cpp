@@ -132,15 +132,15 @@ void many_by_few(const MatmulJob& job, const PackedCols& cols) {
 template <Qtype type>
 void add_super(Table& table, const char* name) {
   table.matmul[static_cast<std::uint32_t>(type)] = {
-      ActFormat::kQ8x256, name, super_few<type>,
-      many_by_few<super_few<type>, ActFormat::kQ8x256>, kNever};
+      ActFormat::kQ8x256, name, super_few<type>, many_by_few<super_few<type>, ActFormat::kQ8x256>,
+      kNever};
 }
 
 template <Qtype type>
 void add_small(Table& table, const char* name) {
-  table.matmul[static_cast<std::uint32_t>(type)] = {
-      ActFormat::kQ8x32, name, small_few<type>,
-      many_by_few<small_few<type>, ActFormat::kQ8x32>, kNever};
+  table.matmul[static_cast<std::uint32_t>(type)] = {ActFormat::kQ8x32, name, small_few<type>,
+                                                    many_by_few<small_few<type>, ActFormat::kQ8x32>,
+                                                    kNever};
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// The K-quants' and ternary types' rows of a table. Included once per ISA, which names its namespace
-// (MOESAIC_ISA_NAMESPACE) and its vocabulary (Ints) first.
+// The K-quants' and ternary types' rows of a table. Included once per ISA, which names its
+// namespace (MOESAIC_ISA_NAMESPACE) and its vocabulary (Ints) first.
 #pragma once
 
 #include "kernels/x86/int_kernels.h"

@@ -1,5 +1,5 @@
-// Weights with blocks of 32 against a few columns: one row at a time, read once in file order, eight
-// blocks (a chunk of 256 values) to a step. Formulas and order: unpack.h.
+// Weights with blocks of 32 against a few columns: one row at a time, read once in file order,
+// eight blocks (a chunk of 256 values) to a step. Formulas and order: unpack.h.
 #pragma once
 
 #include <cstring>
@@ -65,7 +65,8 @@ struct SmallFew {
   static void row(const MatmulJob& job, std::int64_t r, std::int64_t c) {
     const std::int64_t kp = padded_k(job.k);
     Column columns[kCols];
-    for (int j = 0; j < kCols; ++j) columns[j] = {act_row(job.acts[c + j], kp), _mm256_setzero_ps()};
+    for (int j = 0; j < kCols; ++j)
+      columns[j] = {act_row(job.acts[c + j], kp), _mm256_setzero_ps()};
     const std::uint8_t* p = job.weight + static_cast<std::size_t>(r) * job.weight_row_bytes;
     const std::int64_t n_chunks = job.k / kChunk;
     for (std::int64_t i = 0; i < n_chunks; ++i) step(p + i * T::kChunkBytes, i, columns);

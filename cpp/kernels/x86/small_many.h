@@ -77,16 +77,15 @@ struct SmallTiles {
 
   template <int w>
   void tile(std::int64_t c) const {
-    const PackedTile acts =
-        Packing<X>::tile(cols.data, ActFormat::kQ8x32, padded_k(job.k), c, w);
+    const PackedTile acts = Packing<X>::tile(cols.data, ActFormat::kQ8x32, padded_k(job.k), c, w);
     const std::int64_t n_blocks = job.k / 32;
     Vf total[w];
     for (int lane = 0; lane < 8; ++lane) {
       Vf sum[w];
       for (Vf& s : sum) s = X::zero_f();
       for (std::int64_t b = lane; b < n_blocks; b += 8) {
-        block<w>(panel[b / 8], lane, acts.q + b * 32 * w, acts.sum + b * 4 * w,
-                 acts.scale + b * w, sum);
+        block<w>(panel[b / 8], lane, acts.q + b * 32 * w, acts.sum + b * 4 * w, acts.scale + b * w,
+                 sum);
       }
       for (int j = 0; j < w; ++j) total[j] = lane == 0 ? sum[j] : X::add_f(total[j], sum[j]);
     }
@@ -107,13 +106,12 @@ struct SmallTiles {
       dwords<w, 4>(values + 4 * 4 * X::kRows, q + 4 * 4 * w, second);
       const Vf d16 = X::load_f(chunk.d16[lane]);
       for (int j = 0; j < w; ++j) {
-        const Vf f =
-            X::fma_f(d16, X::to_float(second[j]), X::mul_f(d, X::to_float(dot[j])));
+        const Vf f = X::fma_f(d16, X::to_float(second[j]), X::mul_f(d, X::to_float(dot[j])));
         sum[j] = X::fma_f(X::broadcast_f(scale + j), f, sum[j]);
       }
     } else {
       for (int j = 0; j < w; ++j) {
-        dot[j] = kOffset != 0 ? offset(pairs + 4 * j, -kOffset, -kOffset) : X::zero();
+        dot[j] = kOffset != 0 ? offset(pairs + 4 * j, -kOffset, -kOffset) : X::zero_v();
       }
       dwords<w, 8>(values, q, dot);
       for (int j = 0; j < w; ++j) {
@@ -129,7 +127,7 @@ struct SmallTiles {
 
   // first * (sum of the first 16 activations) + second * (sum of the last 16), in every lane.
   static V offset(const std::uint8_t* pair, int first, int second) {
-    return X::add_pairs(X::zero(), X::broadcast(pair), X::set1_pair(first, second));
+    return X::add_pairs(X::zero_v(), X::broadcast(pair), X::set1_pair(first, second));
   }
 
   template <int w, int n>
@@ -138,7 +136,7 @@ struct SmallTiles {
       const V x = X::load_v(values + i * 4 * X::kRows);
       for (int j = 0; j < w; ++j) {
         const V a = X::broadcast(q + (i * w + j) * 4);
-        acc[j] = T::kWide ? X::dot_wide(acc[j], x, a) : X::dot(acc[j], x, a);
+        acc[j] = T::kWide ? X::dot_wide_v(acc[j], x, a) : X::dot_v(acc[j], x, a);
       }
     }
   }

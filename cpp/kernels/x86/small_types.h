@@ -49,8 +49,8 @@ struct SmallTypeBase {
       __builtin_memcpy(&bits, blocks + i * kBytes + at, 2);
       return bits;
     };
-    return _mm256_cvtph_ps(_mm_setr_epi16(half(0), half(1), half(2), half(3), half(4), half(5),
-                                          half(6), half(7)));
+    return _mm256_cvtph_ps(
+        _mm_setr_epi16(half(0), half(1), half(2), half(3), half(4), half(5), half(6), half(7)));
   }
   static __m256 d(const std::uint8_t* blocks) { return halves(blocks, 0); }
   static __m256 d16(const std::uint8_t*) { return _mm256_setzero_ps(); }
@@ -179,8 +179,7 @@ struct NVFP4 : SmallTypeBase<X, quant::BlockNVFP4, quant::Qtype::kNVFP4> {
     const __m256i low7 = _mm256_and_si256(x, _mm256_set1_epi32(127));
     const __m256 normal = _mm256_castsi256_ps(
         _mm256_slli_epi32(_mm256_add_epi32(low7, _mm256_set1_epi32(119 << 3)), 20));
-    const __m256 subnormal =
-        _mm256_mul_ps(_mm256_cvtepi32_ps(low7), _mm256_set1_ps(0x1p-10F));
+    const __m256 subnormal = _mm256_mul_ps(_mm256_cvtepi32_ps(low7), _mm256_set1_ps(0x1p-10F));
     const __m256i is_normal = _mm256_cmpgt_epi32(low7, _mm256_set1_epi32(7));
     const __m256i is_zero = _mm256_cmpeq_epi32(x, _mm256_set1_epi32(127));
     return _mm256_andnot_ps(_mm256_castsi256_ps(is_zero),

@@ -1,6 +1,6 @@
 // Super-block weights against a few columns: one row at a time, read once in file order. A block is
-// unpacked in registers and multiplied with every column; the whole numbers of eight blocks are then
-// added up and turned into floats together. Formulas and order: unpack.h.
+// unpacked in registers and multiplied with every column; the whole numbers of eight blocks are
+// then added up and turned into floats together. Formulas and order: unpack.h.
 #pragma once
 
 #include "kernels/act_layout.h"

@@ -209,12 +209,11 @@ struct IQ1M : SuperTypeBase<X, quant::BlockIQ1_M, quant::Qtype::kIQ1_M> {
   }
   static __m128i scales(const Block& b) {
     const auto all = Base::template word<std::uint64_t>(b.scales);
-    const std::uint64_t low = _pdep_u64((all & 0xFFFU) | ((all >> 4) & 0xFFF000U),
-                                        0x0707070707070707ULL);
-    const std::uint64_t high = _pdep_u64(((all >> 32) & 0xFFFU) | ((all >> 36) & 0xFFF000U),
-                                         0x0707070707070707ULL);
-    return Base::odd(
-        _mm_set_epi64x(static_cast<long long>(high), static_cast<long long>(low)));
+    const std::uint64_t low =
+        _pdep_u64((all & 0xFFFU) | ((all >> 4) & 0xFFF000U), 0x0707070707070707ULL);
+    const std::uint64_t high =
+        _pdep_u64(((all >> 32) & 0xFFFU) | ((all >> 36) & 0xFFF000U), 0x0707070707070707ULL);
+    return Base::odd(_mm_set_epi64x(static_cast<long long>(high), static_cast<long long>(low)));
   }
   static std::uint16_t d(const Block& b) {
     const auto all = Base::template word<std::uint64_t>(b.scales);

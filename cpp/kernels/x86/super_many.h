@@ -42,8 +42,7 @@ struct SuperPanel {
     std::uint16_t dmin[16];
     for (int i = 0; i < 16; ++i) scale[i] = min[i] = _mm_setzero_si128();
     for (int i = 0; i < kRows; ++i) {
-      const auto& block =
-          *reinterpret_cast<const typename T::Block*>(rows[i] + b * T::kBytes);
+      const auto& block = *reinterpret_cast<const typename T::Block*>(rows[i] + b * T::kBytes);
       const typename T::Head head = T::head(block);
       store<0>(block, head, bytes[i]);
       store<1>(block, head, bytes[i]);
@@ -109,8 +108,7 @@ struct SuperTiles {
 
   template <int w>
   void tile(std::int64_t c) const {
-    const PackedTile acts =
-        Packing<X>::tile(cols.data, ActFormat::kQ8x256, job.k, c, w);
+    const PackedTile acts = Packing<X>::tile(cols.data, ActFormat::kQ8x256, job.k, c, w);
     Vf total[w];
     for (Vf& t : total) t = X::zero_f();
     for (std::int64_t b = 0; b < job.k / kChunk; ++b) {
@@ -119,7 +117,7 @@ struct SuperTiles {
       groups<w>(block, acts.q + b * kChunk * w, isum);
       V msum[w];
       if constexpr (Panel::kHasPairs) {
-        for (int j = 0; j < w; ++j) msum[j] = T::kHasMin ? X::zero() : isum[j];
+        for (int j = 0; j < w; ++j) msum[j] = T::kHasMin ? X::zero_v() : isum[j];
         const std::uint8_t* sums = acts.sum + b * (kChunk / kSumGroup * 2) * w;
         for (int g = 0; g < 8; ++g) {
           const V pair = X::load_v(block.pair[g]);
@@ -147,7 +145,7 @@ struct SuperTiles {
   // isum[j] = sum over groups of scale * dot product, without minima or offsets.
   template <int w>
   static void groups(const typename Panel::Block& block, const std::uint8_t* q, V (&isum)[w]) {
-    for (V& x : isum) x = X::zero();
+    for (V& x : isum) x = X::zero_v();
     if constexpr (!T::kScaled) {
       dwords<w, 64>(block.value[0][0], q, isum);
       return;
@@ -155,7 +153,7 @@ struct SuperTiles {
     constexpr int kDwords = T::kGroup / 4;
     for (int g = 0; g < 64 / kDwords; ++g) {
       V t[w];
-      for (V& x : t) x = X::zero();
+      for (V& x : t) x = X::zero_v();
       dwords<w, kDwords>(block.value[g * kDwords][0], q + g * kDwords * 4 * w, t);
       const V scale = X::load_scales(block.scale[g * kDwords / 4]);
       for (int j = 0; j < w; ++j) isum[j] = X::add_v(isum[j], X::mul_v(t[j], scale));
@@ -168,7 +166,7 @@ struct SuperTiles {
       const V x = X::load_v(values + i * 4 * X::kRows);
       for (int j = 0; j < w; ++j) {
         const V a = X::broadcast(q + (i * w + j) * 4);
-        acc[j] = T::kWide ? X::dot_wide(acc[j], x, a) : X::dot(acc[j], x, a);
+        acc[j] = T::kWide ? X::dot_wide_v(acc[j], x, a) : X::dot_v(acc[j], x, a);
       }
     }
   }

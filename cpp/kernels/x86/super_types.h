@@ -200,8 +200,7 @@ struct Q6K : SuperTypeBase<X, quant::BlockQ6_K, quant::Qtype::kQ6_K> {
   static B values(const Block& b, const Head&) {
     constexpr int kShift = c % 2 * 4;
     const B low = X::template field<kShift, kShift, 0, 15>(X::load64(b.ql + c / 2 * 64));
-    const B high =
-        X::template field<kShift, kShift + 2, 4, 0x30>(X::dup32(b.qh + c / 2 * 32));
+    const B high = X::template field<kShift, kShift + 2, 4, 0x30>(X::dup32(b.qh + c / 2 * 32));
     return X::or_bytes(low, high);
   }
   static __m128i scales(const Block& b) { return X::load128(b.scales); }

@@ -20,9 +20,12 @@ struct Shape {
 };
 
 struct Operands {
-  Operands(quant::Qtype t, std::int64_t rows, std::int64_t cols, std::int64_t row_k,
-           unsigned seed)
-      : type(t), n_rows(rows), n_cols(cols), k(row_k), rng(seed),
+  Operands(quant::Qtype t, std::int64_t rows, std::int64_t cols, std::int64_t row_k, unsigned seed)
+      : type(t),
+        n_rows(rows),
+        n_cols(cols),
+        k(row_k),
+        rng(seed),
         weights(random_weights(t, rows, row_k, rng)),
         x(random_floats(static_cast<std::size_t>(cols * row_k), rng)),
         row_bytes(quant::row_bytes(t, static_cast<std::uint64_t>(row_k))) {}
@@ -61,14 +64,14 @@ std::vector<float> run(const Table& table, const Operands& in, bool many, std::i
       }
       // Only the rows of the cut, ending where their memory ends: a sanitizer sees over-reading.
       const std::int64_t n_rows = std::min(cut, in.n_rows - r0);
-      const auto begin = in.weights.begin() + static_cast<std::ptrdiff_t>(
-                                                  static_cast<std::size_t>(r0) * in.row_bytes);
+      const auto begin = in.weights.begin() +
+                         static_cast<std::ptrdiff_t>(static_cast<std::size_t>(r0) * in.row_bytes);
       const std::vector<std::uint8_t> part(
-          begin, begin + static_cast<std::ptrdiff_t>(static_cast<std::size_t>(n_rows) *
-                                                     in.row_bytes));
-      const MatmulJob job{part.data(), in.row_bytes, n_rows,      in.k,
-                          many ? nullptr : act_rows.data() + c0,  n_cols,
-                          outs.data(), scratch.data()};
+          begin,
+          begin + static_cast<std::ptrdiff_t>(static_cast<std::size_t>(n_rows) * in.row_bytes));
+      const MatmulJob job{
+          part.data(), in.row_bytes, n_rows,        in.k, many ? nullptr : act_rows.data() + c0,
+          n_cols,      outs.data(),  scratch.data()};
       if (many) {
         kernel.many(job, {packed.data(), n_cols});
       } else {
@@ -165,8 +168,8 @@ TEST_P(Matmul, GenericEqualsDoubleSumsOfDecodedWeights) {
 
 TEST_P(Matmul, EveryTableGivesTheBitsOfTheGenericOne) {
   const quant::Qtype type = GetParam();
-  constexpr Shape kShapes[] = {{1, 1, 1},  {2, 2, 2},   {3, 1, 3},  {17, 3, 4}, {70, 1, 9},
-                               {33, 5, 5}, {16, 8, 8},  {19, 9, 7}, {1, 40, 3}, {40, 23, 6},
+  constexpr Shape kShapes[] = {{1, 1, 1},   {2, 2, 2},   {3, 1, 3},  {17, 3, 4},  {70, 1, 9},
+                               {33, 5, 5},  {16, 8, 8},  {19, 9, 7}, {1, 40, 3},  {40, 23, 6},
                                {70, 40, 1}, {8, 16, 18}, {15, 7, 2}, {48, 17, 16}};
   for (const Shape& shape : kShapes) {
     const Operands in(type, shape.n_rows, shape.n_cols, row_length(type, shape.n_blocks), 5);
@@ -236,10 +239,9 @@ TEST_P(Matmul, KernelIsNamedAfterTableAndType) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Types, Matmul, ::testing::ValuesIn(weight_types()),
-                         [](const auto& info) {
-                           return std::string(quant::traits(info.param).name);
-                         });
+INSTANTIATE_TEST_SUITE_P(Types, Matmul, ::testing::ValuesIn(weight_types()), [](const auto& info) {
+  return std::string(quant::traits(info.param).name);
+});
 
 }  // namespace
 }  // namespace moesaic::kernels::testing

@@ -56,8 +56,7 @@ inline std::vector<std::uint8_t> random_weights(quant::Qtype type, std::int64_t 
   if (type == Qtype::kF32 || type == Qtype::kF16 || type == Qtype::kBF16) {
     for (std::size_t i = 0; i < n_blocks; ++i) {
       const float x = normal(rng);
-      const std::uint16_t half =
-          type == Qtype::kF16 ? quant::f32_to_f16(x) : quant::f32_to_bf16(x);
+      const std::uint16_t half = type == Qtype::kF16 ? quant::f32_to_f16(x) : quant::f32_to_bf16(x);
       if (type == Qtype::kF32) {
         std::memcpy(out.data() + 4 * i, &x, 4);
       } else {
