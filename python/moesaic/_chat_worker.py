@@ -26,11 +26,11 @@ class OverTime(BaseException):
     """The clock ran out between two instructions of the interpreter."""
 
 
-class OverSize(Exception):
+class OverSizeError(Exception):
     """More output than allowed."""
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """The template called raise_exception."""
 
 
@@ -44,8 +44,7 @@ def _make_environment() -> Any:
     from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedEnvironment
 
     class Environment(ImmutableSandboxedEnvironment):
-        """Immutable but for lists, dicts and sets: Kimi K2's templates append to lists of their
-        own.
+        """Immutable but for lists, dicts and sets, as Kimi K2's templates append to lists.
 
         What a template can reach here are copies that nobody reads afterwards.
         """
@@ -54,10 +53,9 @@ def _make_environment() -> Any:
             return SandboxedEnvironment.is_safe_attribute(self, obj, attr, value)
 
     class GenerationTag(Extension):
-        """``{% generation %} ... {% endgeneration %}`` marks what the model wrote; the text passes
-        unchanged."""
+        """``{% generation %}`` marks what the model wrote; the text passes unchanged."""
 
-        tags = {"generation"}
+        tags = {"generation"}  # noqa: RUF012 (jinja2 declares it so)
 
         def parse(self, parser: Any) -> Any:
             line = next(parser.stream).lineno
@@ -86,7 +84,7 @@ def _make_environment() -> Any:
         )
 
     def raise_exception(message: object = "") -> None:
-        raise Refused(str(message))
+        raise RefusedError(str(message))
 
     def strftime_now(form: str) -> str:
         return datetime.datetime.now().strftime(form)
@@ -113,7 +111,7 @@ def _render(environment: Any, compiled: dict[str, Any], request: dict[str, Any])
     for part in template.generate(**request["variables"]):
         size += len(part.encode("utf-8", "surrogatepass"))
         if size > limit:
-            raise OverSize
+            raise OverSizeError
         parts.append(part)
     return "".join(parts)
 
@@ -131,7 +129,7 @@ def _line_of(error: BaseException) -> int:
 
 def _answer(environment: Any, compiled: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
     from jinja2 import TemplateSyntaxError
-    from jinja2.sandbox import SecurityError
+    from jinja2.exceptions import SecurityError
 
     # The kernel's limit stands even when the parent is gone and the interpreter is stuck in one
     # operation.
@@ -146,13 +144,13 @@ def _answer(environment: Any, compiled: dict[str, Any], request: dict[str, Any])
             signal.setitimer(signal.ITIMER_REAL, 0)
     except OverTime:
         kind, message, line = "time", "", 0
-    except OverSize:
+    except OverSizeError:
         kind, message, line = "size", "", 0
     except MemoryError:
         kind, message, line = "memory", "", 0
     except (RecursionError, OverflowError) as error:
         kind, message, line = "limit", str(error), _line_of(error)
-    except Refused as error:
+    except RefusedError as error:
         kind, message, line = "refused", str(error), 0
     except TemplateSyntaxError as error:
         kind, message, line = "syntax", str(error.message), error.lineno

@@ -1,5 +1,4 @@
-"""Chat templates: the Jinja text inside a model file turns messages into the prompt the model was
-trained on.
+"""Chat templates: Jinja text in a model file that turns messages into a prompt.
 
 Templates are programs from files that anybody may have made. They run in jinja2's immutable
 sandbox, and that runs in a small process of its own (_chat_worker.py) with bounded time, memory and
@@ -90,12 +89,14 @@ class ChatTemplate:
                 )
             if len(text) > _MAX_SOURCE_BYTES:
                 raise ArgumentError(
-                    f"[ChatTemplate] {name}: got {len(text)} characters, need at most {_MAX_SOURCE_BYTES}"
+                    f"[ChatTemplate] {name}: got {len(text)} characters,"
+                    f" need at most {_MAX_SOURCE_BYTES}"
                 )
         if not 0 < max_seconds <= 3600 or max_bytes < 1 or max_memory < 64 << 20:
             raise ArgumentError(
                 f"[ChatTemplate] limits: got max_seconds={max_seconds}, max_bytes={max_bytes},"
-                f" max_memory={max_memory}, need 0 < max_seconds <= 3600, max_bytes >= 1, max_memory >= {64 << 20}"
+                f" max_memory={max_memory}, need 0 < max_seconds <= 3600, max_bytes >= 1,"
+                f" max_memory >= {64 << 20}"
             )
         self.source = source
         self.named: Mapping[str, str] = MappingProxyType(dict(named or {}))
@@ -141,8 +142,8 @@ class ChatTemplate:
             else:
                 have = f"; it has {', '.join(sorted(named))}: choose by name" if named else ""
                 raise FormatError(
-                    f"[ChatTemplate] {key}: the file has no chat template{have}. A base model continues text: use"
-                    " generate(), or give a template by ChatTemplate(source)"
+                    f"[ChatTemplate] {key}: the file has no chat template{have}. A base model"
+                    " continues text: use generate(), or give a template by ChatTemplate(source)"
                 )
         tokens = {
             f"{short}_token": text
@@ -255,12 +256,13 @@ class ChatTemplate:
             raise ArgumentError(f"{WHERE} messages: the model's template refuses them: {message}")
         if kind == "error":
             raise ArgumentError(
-                f"{WHERE} the model's template failed on these messages: {message}; look for a missing field, or a"
-                " role or content form that this model does not know"
+                f"{WHERE} the model's template failed on these messages: {message}; look for a"
+                " missing field, or a role or content form that this model does not know"
             )
         if kind == "time":
             raise DeadlineError(
-                f"{WHERE} the model's template took more than {self.max_seconds:g} s; it was stopped"
+                f"{WHERE} the model's template took more than {self.max_seconds:g} s;"
+                " it was stopped"
             )
         what = {
             "syntax": f"is not valid Jinja: {message}",
@@ -287,8 +289,7 @@ def _token_text(metadata: Mapping[str, Any], name: str) -> str | None:
 
 
 def _turn_arguments(messages: list[Any]) -> bool:
-    """Turn the arguments of tool calls from JSON text into objects, or back; whether there were
-    any.
+    """Turn the arguments of tool calls from JSON text into objects, or back; say if any.
 
     OpenAI's interface says text, most templates want objects, some want text.
     """
@@ -297,7 +298,9 @@ def _turn_arguments(messages: list[Any]) -> bool:
         calls = message.get("tool_calls") if isinstance(message, dict) else None
         for call in calls if isinstance(calls, list) else ():
             function = call.get("function", call) if isinstance(call, dict) else None
-            arguments = function.get("arguments") if isinstance(function, dict) else None
+            if not isinstance(function, dict):
+                continue
+            arguments = function.get("arguments")
             if isinstance(arguments, str):
                 with contextlib.suppress(ValueError):
                     function["arguments"] = json.loads(arguments)
@@ -416,8 +419,7 @@ _worker: _Worker | None = None
 
 
 def _call(data: bytes, max_seconds: float, max_memory: int) -> dict[str, Any]:
-    """Render in the shared process, which is started when there is none and replaced after an
-    overrun."""
+    """Render in the shared process; start it when there is none, replace it after an overrun."""
     global _worker
     with _lock:
         if _worker is not None and _worker.max_memory != max_memory:
@@ -442,8 +444,7 @@ def _close_worker() -> None:
 
 
 def _forget_worker() -> None:
-    """After a fork the process is the parent's, and the lock may be held by a thread that is not
-    here."""
+    """After a fork the process is the parent's, and a lost thread may hold the lock."""
     global _lock, _worker
     _lock = threading.Lock()
     if _worker is not None:

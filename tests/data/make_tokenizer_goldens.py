@@ -18,6 +18,8 @@ substring of any text can never take part. All others are kept, in their order, 
 are all single bytes, and special tokens that occur in a text or are few.
 """
 
+# ruff: noqa: E501 (templates and patterns read better whole)
+
 from __future__ import annotations
 
 import argparse

@@ -1,8 +1,7 @@
-"""Byte-pair merging by rank, run by the ``tokenizers`` library (Rust): byte-level BPE and Gemma 4's
-text BPE.
+"""Byte-pair merging by rank, run by the ``tokenizers`` library (Rust).
 
-Takes plain text without special tokens. Not here: special tokens, SentencePiece scores (spm.py),
-detokenizing.
+Byte-level BPE and Gemma 4's BPE over text. Takes plain text without special tokens. Not here:
+special tokens, SentencePiece scores (spm.py), detokenizing.
 """
 
 from __future__ import annotations
@@ -30,8 +29,7 @@ BYTE_OF_CHAR: dict[str, int] = {chr(b): b for b in _PRINTABLE} | {
 
 
 def byte_level_piece(token: str) -> bytes:
-    """The bytes that a byte-level token stands for; a token outside GPT-2's alphabet stands for its
-    own text."""
+    """The bytes a byte-level token stands for; outside GPT-2's alphabet, those of its text."""
     try:
         return bytes([BYTE_OF_CHAR[c] for c in token])
     except KeyError:
@@ -106,8 +104,7 @@ class BpeEngine:
         return self._encode_raw(text) if self._raw_text else self._run(text)
 
     def _encode_raw(self, text: str) -> list[int]:
-        """Gemma 4: blanks become U+2581, runs of newlines are words of their own, taken whole when
-        they are tokens."""
+        """Gemma 4: blanks become U+2581; a run of newlines is a word, whole if it is a token."""
         ids: list[int] = []
         for part in _NEWLINES.split(text.replace(" ", "\u2581")):
             if not part:
@@ -118,5 +115,5 @@ class BpeEngine:
 
     def _run(self, text: str) -> list[int]:
         if len(text) < _LONG_TEXT:
-            return self._tokenizer.encode(text, add_special_tokens=False).ids  # type: ignore[no-any-return]
-        return self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids  # type: ignore[no-any-return]
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
+        return self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids

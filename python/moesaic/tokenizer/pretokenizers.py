@@ -1,5 +1,4 @@
-"""How byte-level BPE vocabularies cut text into words before merging: one row per
-``tokenizer.ggml.pre``.
+"""How byte-level BPE vocabularies cut text into words: a row per ``tokenizer.ggml.pre``.
 
 A row is a list of regular expressions in the syntax of Oniguruma, which the ``tokenizers`` library
 runs. They are applied in order; each cuts the pieces left by the one before into its matches and
@@ -103,8 +102,8 @@ _ROWS: tuple[tuple[str, PreTokenizer], ...] = (
     ),
     ("qwen35", PreTokenizer((QWEN35,))),
     (
-        "gpt-2 phi-2 jina-es jina-de jina-v1-en jina-v2-es jina-v2-de jina-v2-code roberta-bpe gigachat a.x-4.0"
-        " mellum modern-bert mpt olmo jais trillion granite-docling exaone4",
+        "gpt-2 phi-2 jina-es jina-de jina-v1-en jina-v2-es jina-v2-de jina-v2-code roberta-bpe"
+        " gigachat a.x-4.0 mellum modern-bert mpt olmo jais trillion granite-docling exaone4",
         PreTokenizer((GPT2,)),
     ),
     (
@@ -165,7 +164,8 @@ _ROWS: tuple[tuple[str, PreTokenizer], ...] = (
         "exaone-moe",
         PreTokenizer(
             (
-                rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?(?:\p{{L}}\p{{M}}*(?: \p{{L}}\p{{M}}*)*)+|\p{{N}}"
+                rf"{_CONTRACTION}|"
+                r"[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}"
                 r"| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+",
             )
         ),

@@ -13,8 +13,7 @@ _SPACES = re.compile(r"[ \t\n\v\f\r]*")
 
 
 def _alternatives(texts: list[str], start: int) -> str:
-    """A regular expression for sorted ``texts`` from position ``start`` on, sharing prefixes,
-    longest match first."""
+    """A pattern for sorted ``texts`` from ``start`` on: prefixes shared, longest match first."""
     groups: dict[str, list[str]] = {}
     ends = False
     for text in texts:
@@ -55,8 +54,7 @@ class SpecialSplitter:
         self._pattern = re.compile(_alternatives(sorted(self._ids), 0)) if self._ids else None
 
     def split(self, text: str) -> Iterator[str | int]:
-        """Yield the parts of ``text`` in order: non-empty plain text as ``str``, special tokens as
-        ids."""
+        """Yield the parts in order: plain text (never empty) as ``str``, special tokens as ids."""
         if self._pattern is None:
             if text:
                 yield text

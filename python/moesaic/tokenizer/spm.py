@@ -11,6 +11,7 @@ SentencePiece (arXiv:1808.06226), as BPE models of that library apply it.
 from __future__ import annotations
 
 import heapq
+from itertools import pairwise
 
 import numpy as np
 
@@ -42,7 +43,7 @@ class SpmEngine:
         self._costs = {t: -scores[i] for t, i in self._ids.items() if len(t) > 1}
         # Two neighbouring characters that no token holds: no merge crosses there, so words end
         # there.
-        self._joined = {a + b for t in self._costs for a, b in zip(t, t[1:], strict=False)}
+        self._joined = {a + b for t in self._costs for a, b in pairwise(t)}
         self._bytes = [self._byte_token(vocabulary, b) for b in range(256)]
         self._cache: dict[str, list[int]] = {}
 

@@ -12,7 +12,7 @@ from moesaic.errors import ArgumentError
 
 
 class StreamDecoder:
-    """Turns token ids into text as they come, never yielding half a UTF-8 character.
+    r"""Turns token ids into text as they come, never yielding half a UTF-8 character.
 
     Bytes that can still become a character are held back; bytes that no longer can become U+FFFD.
     What all calls yield, joined, is what :meth:`Tokenizer.decode` gives for all the ids. Made by
@@ -28,10 +28,10 @@ class StreamDecoder:
 
     Examples
     --------
-    >>> pieces = [b"caf", b"\\xc3", b"\\xa9", b"\\xff!"]
+    >>> pieces = [b"caf", b"\xc3", b"\xa9", b"\xff!"]
     >>> decoder = StreamDecoder(pieces.__getitem__)
     >>> [decoder.feed(i) for i in range(4)], decoder.flush()
-    (['caf', '', 'é', '\ufffd!'], '')
+    (['caf', '', 'é', '�!'], '')
     """
 
     def __init__(self, piece: Callable[[int], bytes], *, strip_space: bool = False) -> None:
@@ -41,9 +41,7 @@ class StreamDecoder:
 
     def feed(self, ids: int | Iterable[int]) -> str:
         """Take one id or several; return the text that is now certain."""
-        one = isinstance(ids, int) or not isinstance(ids, Iterable)
-        pieces = [self._piece(i) for i in ([ids] if one else ids)]  # type: ignore[list-item,union-attr]
-        data = b"".join(pieces)
+        data = b"".join(map(self._piece, ids if isinstance(ids, Iterable) else (ids,)))
         if self._strip_space and data:
             self._strip_space = False
             data = data.removeprefix(b" ")
@@ -55,7 +53,7 @@ class StreamDecoder:
 
 
 class StopMatcher:
-    """Cuts a stream of text exactly before the first stop string.
+    r"""Cuts a stream of text exactly before the first stop string.
 
     A stop ends the text as soon as its last character has come, wherever the chunks were cut; of
     several that end at one place the longest counts. Text that may still turn out to be the
@@ -73,9 +71,9 @@ class StopMatcher:
 
     Examples
     --------
-    >>> stop = StopMatcher(["\\nUser:", "END"])
-    >>> [stop.feed(text) for text in ("Hello E", "N route", "\\nUs", "er: hi")], stop.matched
-    (['Hello ', 'EN route', '', ''], '\\nUser:')
+    >>> stop = StopMatcher(["\nUser:", "END"])
+    >>> [stop.feed(text) for text in ("Hello E", "N route", "\nUs", "er: hi")], stop.matched
+    (['Hello ', 'EN route', '', ''], '\nUser:')
     """
 
     def __init__(self, stops: str | Sequence[str] = ()) -> None:
@@ -87,8 +85,8 @@ class StopMatcher:
                 )
             if not stop:
                 raise ArgumentError(
-                    f"[StopMatcher] stops[{i}]: got an empty string, need at least one character; every text would"
-                    " end before it began"
+                    f"[StopMatcher] stops[{i}]: got an empty string, need at least one character;"
+                    " every text would end before it began"
                 )
         self._borders = [_borders(stop) for stop in self._stops]
         self._states = [0] * len(self._stops)  # how many characters of each stop the text ends with
@@ -129,8 +127,7 @@ class StopMatcher:
 
 
 def _borders(text: str) -> list[int]:
-    """Length of the longest proper prefix of text[: i + 1] that is also its suffix (Knuth, Morris,
-    Pratt 1977)."""
+    """Length of the longest proper prefix of text[: i + 1] that ends it (Knuth, Morris, Pratt)."""
     borders = [0] * len(text)
     state = 0
     for i in range(1, len(text)):

@@ -111,8 +111,7 @@ class Tokenizer:
 
     @property
     def eog_ids(self) -> frozenset[int]:
-        """Every token that ends a generation: those the file names and those known by their
-        text."""
+        """Every token that ends a generation, by the file's keys or by known texts."""
         return self._vocabulary.eog_ids
 
     @property
@@ -126,8 +125,7 @@ class Tokenizer:
         return self._vocabulary.add_eos
 
     def token_to_id(self, token: str) -> int | None:
-        """Id of a token by its text as stored in the file (``Ġthe``, ``▁the``, ``<|im_end|>``),
-        None without one."""
+        """Id of a token by its text as stored (``Ġthe``, ``▁the``), None when there is none."""
         return self._vocabulary.ids.get(token)
 
     def id_to_token(self, token_id: int) -> str:
@@ -208,8 +206,8 @@ class Tokenizer:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise ArgumentError(
-                f"[Tokenizer.encode] text: got a lone surrogate at index {error.start}, need text that can be written"
-                " as UTF-8; decode bytes with errors='replace'"
+                f"[Tokenizer.encode] text: got a lone surrogate at index {error.start}, need text"
+                " that can be written as UTF-8; decode bytes with errors='replace'"
             ) from None
         v = self._vocabulary
         engine, splitter = self._ready(parse_special)
@@ -282,8 +280,7 @@ class Tokenizer:
     def stream_decoder(
         self, *, skip_special: bool = True, continuation: bool = False
     ) -> StreamDecoder:
-        """Make a decoder for ids that come one by one; its texts, joined, are what :meth:`decode`
-        gives.
+        """Make a decoder for ids that come one by one; joined, it gives what :meth:`decode` gives.
 
         Parameters
         ----------

@@ -1,5 +1,4 @@
-"""The vocabulary in a GGUF file's metadata: tokens, their types and scores, the special ones, the
-end-of-generation set.
+"""The vocabulary in a GGUF file's metadata: tokens, types, scores, special ones.
 
 Checks what the file says when it is made and reads the token strings only when somebody needs them:
 a model loads without waiting for 163,840 strings. Not here: cutting text (pretokenizers.py) or
@@ -12,7 +11,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -115,9 +114,9 @@ class Vocabulary:
         self.model = self._text("tokenizer.ggml.model", required=True)
         if self.model not in SUPPORTED_MODELS:
             raise FormatError(
-                f"{WHERE} tokenizer.ggml.model: got {self.model!r}, need one of {', '.join(SUPPORTED_MODELS)}"
-                " (byte-level BPE, SentencePiece BPE, Gemma 4); WordPiece (bert), unigram (t5) and RWKV"
-                " vocabularies are not supported"
+                f"{WHERE} tokenizer.ggml.model: got {self.model!r}, need one of"
+                f" {', '.join(SUPPORTED_MODELS)} (byte-level BPE, SentencePiece BPE, Gemma 4);"
+                " WordPiece (bert), unigram (t5) and RWKV vocabularies are not supported"
             )
         self.pre = self._text("tokenizer.ggml.pre", required=False)
         self._raw_tokens: Sequence[str | bytes] = self._array(
@@ -159,7 +158,7 @@ class Vocabulary:
         ):
             got = "nothing" if value is None else type(value).__name__
             raise FormatError(f"{WHERE} {key}: got {got}, need an array")
-        return value  # type: ignore[no-any-return]
+        return cast("Sequence[Any]", value)
 
     def _numbers(self, key: str, dtype: type, *, fill: float) -> npt.NDArray[Any]:
         """Read one number per token, shape (vocab,); ``fill`` where the file has no such key."""
@@ -199,7 +198,7 @@ class Vocabulary:
         if value in (-1, _NO_TOKEN):
             return None
         if not 0 <= int(value) < self.size:
-            message = f"{WHERE} {key}: got {int(value)}, need an id below the vocabulary's size, {self.size}"
+            message = f"{WHERE} {key}: got {int(value)}, need an id below {self.size}"
             if strict:
                 raise FormatError(message)
             warnings.warn(f"{message}; ignored", RuntimeWarning, stacklevel=4)
@@ -248,8 +247,9 @@ class Vocabulary:
             return found
         got = f"got {self.pre!r}, which is not known here" if self.pre else "the file has none"
         warnings.warn(
-            f"{WHERE} tokenizer.ggml.pre: {got}; text is cut by the 'default' rule and may give other tokens than"
-            f" the model was trained on. Known: {', '.join(sorted(PRE_TOKENIZERS))}",
+            f"{WHERE} tokenizer.ggml.pre: {got}; text is cut by the 'default' rule and may give"
+            " other tokens than the model was trained on."
+            f" Known: {', '.join(sorted(PRE_TOKENIZERS))}",
             RuntimeWarning,
             stacklevel=6,
         )
@@ -259,14 +259,14 @@ class Vocabulary:
 
     @cached_property
     def tokens(self) -> list[str]:
-        """Token texts as stored, in order of id; bytes that are not UTF-8 become lone
-        surrogates."""
+        """Token texts as stored, by id; bytes that are not UTF-8 become lone surrogates."""
         tokens = list(self._raw_tokens)
         for i, token in enumerate(tokens):
             if not isinstance(token, str):
                 if not isinstance(token, bytes):
                     raise FormatError(
-                        f"{WHERE} tokenizer.ggml.tokens[{i}]: got {type(token).__name__}, need a string"
+                        f"{WHERE} tokenizer.ggml.tokens[{i}]: got {type(token).__name__},"
+                        " need a string"
                     )
                 tokens[i] = token.decode("utf-8", "surrogateescape")
         return tokens  # type: ignore[return-value]

@@ -1,6 +1,8 @@
 """Chat templates: what they may use, what comes out, and that no template can take more than its
 budget."""
 
+# ruff: noqa: E501 (templates and patterns read better whole)
+
 from __future__ import annotations
 
 import os
@@ -34,8 +36,8 @@ CHATML = """\
     {{- '<|im_start|>' + message.role + '\\n' }}
     {%- if message.tool_calls %}
         {%- for call in message.tool_calls %}
-            {{- '<tool_call>' ~ call.function.name ~ ':' ~ (call.function.arguments | tojson) ~
-            '</tool_call>' }}
+            {{- '<tool_call>' ~ call.function.name ~ ':' }}
+            {{- (call.function.arguments | tojson) ~ '</tool_call>' }}
         {%- endfor %}
     {%- else %}
         {{- message.content | trim }}
@@ -373,18 +375,21 @@ def test_long_conversations_pass() -> None:
 
 
 PROGRAM = """
-import os, sys, time
-from moesaic.chat import ChatTemplate
+import os
 from moesaic import chat
-t = ChatTemplate("{{ messages[0].content }}")
+t = chat.ChatTemplate("{{ messages[0].content }}")
 assert t.render([{"role": "user", "content": "parent"}]) == "parent"
 first = chat._worker._process.pid
 child = os.fork()
 if child == 0:
-    ok = t.render([{"role": "user", "content": "child"}]) == "child" and chat._worker._process.pid
-    != first chat._close_worker() os._exit(0 if ok else 1)
-assert os.waitpid(child, 0)[1] == 0 assert t.render([{"role": "user", "content": "again"}]) ==
-"again" and chat._worker._process.pid == first print(first)
+    text = t.render([{"role": "user", "content": "child"}])
+    ok = text == "child" and chat._worker._process.pid != first
+    chat._close_worker()
+    os._exit(0 if ok else 1)
+assert os.waitpid(child, 0)[1] == 0
+assert t.render([{"role": "user", "content": "again"}]) == "again"
+assert chat._worker._process.pid == first
+print(first)
 """
 
 

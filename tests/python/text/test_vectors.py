@@ -7,7 +7,7 @@ import warnings
 from functools import cache
 
 import pytest
-from conftest import VOCABULARIES, expand, load
+from text_goldens import VOCABULARIES, expand, load
 
 from moesaic.tokenizer import Tokenizer
 from moesaic.tokenizer.bpe import BYTE_OF_CHAR, word_splitter
@@ -27,6 +27,7 @@ def test_there_are_vocabularies() -> None:
     assert len(VOCABULARIES) >= 14
 
 
+@pytest.mark.parametrize("vocabulary_name", VOCABULARIES)
 def test_ids_are_those_of_llama_cpp(vocabulary_name: str) -> None:
     tokenizer = tokenizer_of(vocabulary_name)
     vectors = load(vocabulary_name)["vectors"]
@@ -36,6 +37,7 @@ def test_ids_are_those_of_llama_cpp(vocabulary_name: str) -> None:
         assert ids.tolist() == v["ids"], (v["text"], v["special"])
 
 
+@pytest.mark.parametrize("vocabulary_name", VOCABULARIES)
 def test_text_comes_back(vocabulary_name: str) -> None:
     tokenizer = tokenizer_of(vocabulary_name)
     for v in load(vocabulary_name)["vectors"]:
@@ -45,10 +47,11 @@ def test_text_comes_back(vocabulary_name: str) -> None:
             "\u2581" in v["text"]
             and load(vocabulary_name)["keys"]["tokenizer.ggml.model"] != "gpt2"
         ):
-            continue  # SentencePiece writes a blank with this character and cannot tell the two apart
+            continue  # SentencePiece writes blanks so and cannot tell them apart
         assert tokenizer.decode(tokenizer.encode(v["text"])) == v["text"]
 
 
+@pytest.mark.parametrize("vocabulary_name", VOCABULARIES)
 def test_streamed_text_is_decoded_text(vocabulary_name: str) -> None:
     tokenizer = tokenizer_of(vocabulary_name)
     for v in load(vocabulary_name)["vectors"]:

@@ -8,8 +8,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 DATA = Path(__file__).parents[2] / "data" / "tokenizer"
 VOCABULARIES = sorted(
     p.name.removesuffix(".json.gz") for p in DATA.glob("*.json.gz") if p.name != "splits.json.gz"
@@ -42,9 +40,3 @@ def expand(golden: dict[str, Any]) -> dict[str, Any]:
     if golden["merges"] is not None:
         metadata["tokenizer.ggml.merges"] = golden["merges"]
     return metadata
-
-
-@pytest.fixture(params=VOCABULARIES)
-def vocabulary_name(request: pytest.FixtureRequest) -> str:
-    """Each real vocabulary in turn."""
-    return str(request.param)
