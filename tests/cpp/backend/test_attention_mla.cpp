@@ -1,0 +1,209 @@
+// The decompressed form of MLA against double loops over the same cache and weights, against the
+// absorbed form (float weights, float cache: the same sums in another order), and its bits.
+#include <algorithm>
+
+#include "backend/rig.h"
+
+namespace moesaic::backend::test {
+namespace {
+
+using quant::Qtype;
+
+class Decompressed : public Conformance {};
+
+constexpr std::int64_t kHeads = 3;
+constexpr std::int64_t kLora = 64;
+constexpr std::int64_t kNope = 24;
+constexpr std::int64_t kRope = 8;
+constexpr std::int64_t kValue = 20;
+constexpr std::int64_t kWidth = kHeads * kValue;
+
+struct Setting {
+  Qtype k_type = Qtype::kF32;
+  Qtype v_type = Qtype::kF32;
+  KvType kv_type = KvType::kF32;
+  std::int64_t window = 0;
+};
+
+class Scene {
+ public:
+  Scene(Rig& rig, const Setting& setting, std::int64_t n) : rig_(rig), setting_(setting), n_(n) {
+    KvSpec spec;
+    spec.n_layers = 1;
+    spec.k_width = kLora + kRope;
+    spec.type = setting.kv_type;
+    spec.page_tokens = 64;
+    spec.n_pages = n / 64 + 1;
+    kv_ = rig->make_kv(spec);
+    for (std::int64_t p = spec.n_pages - 1; p >= 0; --p) {
+      pages_.push_back(static_cast<std::int32_t>(p));
+    }
+    rows_ = random_values(n * spec.k_width, 81);
+    q_ = random_values(n * kHeads * (kNope + kRope), 82);
+    const std::vector<float> w_k = random_values(kHeads * kNope * kLora, 83, 0.2F);
+    const std::vector<float> w_v = random_values(kHeads * kValue * kLora, 84, 0.2F);
+    w_k_ = rig.weight(setting.k_type, kHeads, kNope, kLora, w_k);
+    w_v_ = rig.weight(setting.v_type, kHeads, kValue, kLora, w_v);
+    k_values_ = through_type(setting.k_type, kLora, w_k);
+    v_values_ = through_type(setting.v_type, kLora, w_v);
+    spec_.n_heads = kHeads;
+    spec_.n_kv_heads = kHeads;
+    spec_.d_k = kNope + kRope;
+    spec_.d_v = kValue;
+    spec_.scale = 0.17F;
+    spec_.window = setting.window;
+  }
+  std::vector<float> step(std::int64_t begin, std::int64_t end) {
+    const std::int64_t n = end - begin;
+    const SequenceRows rows{0, n, begin, pages_};
+    rig_->kv_write(*kv_, 0, {&rows, 1}, rig_.mat(n, kLora + kRope, part(rows_, begin, end)),
+                   nullptr);
+    const Mat out = rig_.mat(n, kWidth, 4);
+    rig_->attention_decompressed(*kv_, 0, spec_, {&rows, 1}, *w_k_, *w_v_,
+                                 rig_.mat(n, kHeads * (kNope + kRope), part(q_, begin, end), 1),
+                                 out);
+    return rig_.get(out);
+  }
+  // The absorbed form of the same rows: q' = W_k^T q_nope, then values through w_v.
+  std::vector<float> absorbed(std::int64_t begin, std::int64_t end) {
+    const std::int64_t n = end - begin;
+    const SequenceRows rows{0, n, begin, pages_};
+    std::vector<float> q;
+    for (std::int64_t i = begin * kHeads; i < end * kHeads; ++i) {
+      const float* head = q_.data() + i * (kNope + kRope);
+      for (std::int64_t c = 0; c < kLora; ++c) {
+        double sum = 0.0;
+        for (std::int64_t r = 0; r < kNope; ++r) {
+          sum += static_cast<double>(head[r]) *
+                 k_values_[static_cast<std::size_t>((i % kHeads * kNope + r) * kLora + c)];
+        }
+        q.push_back(static_cast<float>(sum));
+      }
+      q.insert(q.end(), head + kNope, head + kNope + kRope);
+    }
+    AttentionSpec spec = spec_;
+    spec.n_kv_heads = 1;
+    spec.d_k = kLora + kRope;
+    spec.d_v = kLora;
+    const Mat latent = rig_.mat(n, kHeads * kLora);
+    rig_->attention(*kv_, 0, spec, {&rows, 1}, rig_.mat(n, kHeads * (kLora + kRope), q), latent);
+    const Mat out = rig_.mat(n, kWidth);
+    rig_->matmul_heads(latent, kLora, *w_v_, out, kValue);
+    return rig_.get(out);
+  }
+  std::vector<double> want(std::int64_t position) const {
+    const auto cached = [&](float x) {
+      return static_cast<double>(setting_.kv_type == KvType::kF16 ? to_f16(x) : x);
+    };
+    std::vector<double> out;
+    const std::int64_t first =
+        setting_.window > 0 ? std::max<std::int64_t>(0, position - setting_.window + 1) : 0;
+    for (std::int64_t h = 0; h < kHeads; ++h) {
+      const float* q = q_.data() + (position * kHeads + h) * (kNope + kRope);
+      std::vector<double> p;
+      double sum = 0.0;
+      for (std::int64_t t = first; t <= position; ++t) {
+        const float* row = rows_.data() + t * (kLora + kRope);
+        double score = 0.0;
+        for (std::int64_t r = 0; r < kNope; ++r) {
+          double k = 0.0;
+          for (std::int64_t c = 0; c < kLora; ++c) {
+            k += cached(row[c]) * k_values_[static_cast<std::size_t>((h * kNope + r) * kLora + c)];
+          }
+          score += k * q[r];
+        }
+        for (std::int64_t r = 0; r < kRope; ++r) score += cached(row[kLora + r]) * q[kNope + r];
+        p.push_back(std::exp(score * spec_.scale));
+        sum += p.back();
+      }
+      for (std::int64_t i = 0; i < kValue; ++i) {
+        double value = 0.0;
+        for (std::int64_t t = first; t <= position; ++t) {
+          double v = 0.0;
+          for (std::int64_t c = 0; c < kLora; ++c) {
+            v += cached(rows_[static_cast<std::size_t>(t * (kLora + kRope) + c)]) *
+                 v_values_[static_cast<std::size_t>((h * kValue + i) * kLora + c)];
+          }
+          value += p[static_cast<std::size_t>(t - first)] / sum * v;
+        }
+        out.push_back(value);
+      }
+    }
+    return out;
+  }
+
+ private:
+  std::vector<float> part(const std::vector<float>& all, std::int64_t begin,
+                          std::int64_t end) const {
+    const std::int64_t width = static_cast<std::int64_t>(all.size()) / n_;
+    return {all.begin() + begin * width, all.begin() + end * width};
+  }
+  Rig& rig_;
+  Setting setting_;
+  std::int64_t n_;
+  AttentionSpec spec_;
+  std::unique_ptr<KvStore> kv_;
+  std::vector<std::int32_t> pages_;
+  std::vector<float> rows_;
+  std::vector<float> q_;
+  const Weight* w_k_;
+  const Weight* w_v_;
+  std::vector<float> k_values_;
+  std::vector<float> v_values_;
+};
+
+TEST_P(Decompressed, AgreesWithDoubleLoops) {
+  const Setting settings[] = {{},
+                              {Qtype::kF32, Qtype::kF16, KvType::kF16, 0},
+                              {Qtype::kQ8_0, Qtype::kQ8_0, KvType::kF16, 0},
+                              {Qtype::kF32, Qtype::kF32, KvType::kF32, 40}};
+  for (const Setting& setting : settings) {
+    Rig rig(GetParam());
+    const std::int64_t n = 577;
+    Scene scene(rig, setting, n);
+    const std::vector<float> got = scene.step(0, n);
+    // int8 activations: 64 terms, each off by at most half of 1/127 of the block's largest value
+    // (about 3) times a weight of 0.2: some 0.02 in a key or value element.
+    const double tolerance = setting.k_type == Qtype::kQ8_0 ? 0.05 : 1e-5;
+    for (const std::int64_t t : {0, 1, 63, 64, 200, 511, 512, 576}) {
+      const std::vector<double> want = scene.want(t);
+      for (std::size_t i = 0; i < want.size(); ++i) {
+        ASSERT_NEAR(got[static_cast<std::size_t>(t * kWidth) + i], want[i], tolerance)
+            << "position " << t << " column " << i;
+      }
+    }
+  }
+}
+
+TEST_P(Decompressed, AgreesWithTheAbsorbedForm) {
+  Rig rig(GetParam());
+  const std::int64_t n = 577;
+  Scene scene(rig, {}, n);
+  const std::vector<float> a = scene.step(0, n);
+  const std::vector<float> b = scene.absorbed(0, n);
+  for (std::size_t i = 0; i < a.size(); ++i) ASSERT_NEAR(a[i], b[i], 1e-5) << i;
+}
+
+TEST_P(Decompressed, BitsDependOnNothingElse) {
+  const Setting setting{Qtype::kQ8_0, Qtype::kF16, KvType::kF16, 0};
+  const std::int64_t n = 577;
+  Rig alone(GetParam().backend, 1);
+  Scene one(alone, setting, n);
+  const std::vector<float> want = one.step(0, n);
+  Rig rig(GetParam());
+  Scene scene(rig, setting, n);
+  std::int64_t at = 0;
+  for (const std::int64_t count : {200, 1, 70, 241, 60, 5}) {
+    const std::vector<float> got = scene.step(at, at + count);
+    expect_same_bits(
+        got, std::vector<float>(want.begin() + at * kWidth, want.begin() + (at + count) * kWidth),
+        "step at " + std::to_string(at));
+    at += count;
+  }
+  ASSERT_EQ(at, n);
+}
+
+INSTANTIATE_TEST_SUITE_P(Backends, Decompressed, testing::ValuesIn(all_params()), param_name);
+
+}  // namespace
+}  // namespace moesaic::backend::test
