@@ -1,0 +1,98 @@
+"""Names of what can be captured inside a model, and the arrays that come back."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from moesaic.errors import ArgumentError
+
+
+class Captures(Mapping[str, npt.NDArray[Any]]):
+    """Captured arrays by name, in the order of the forward pass.
+
+    Rows are the positions that were run. Float taps are float32 (n, width); ``router.experts`` is
+    int32 (n, n_active), best expert first. Arrays own their memory.
+
+    Attributes
+    ----------
+    logits : float32 array or None
+        The logits of the same call: (n, vocab), (vocab,) or None, as asked.
+    """
+
+    def __init__(
+        self,
+        arrays: Mapping[str, npt.NDArray[Any]],
+        logits: npt.NDArray[np.float32] | None = None,
+    ) -> None:
+        self._arrays = dict(arrays)
+        self.logits = logits
+
+    def __getitem__(self, name: str) -> npt.NDArray[Any]:
+        if name not in self._arrays:
+            raise KeyError(
+                f"{name!r} was not captured; there are {', '.join(self._arrays) or 'none'}"
+            )
+        return self._arrays[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._arrays
+
+    def first_rows(self, n: int) -> Captures:
+        """The same captures, cut to the first n rows."""
+        return Captures({name: array[:n] for name, array in self._arrays.items()}, self.logits)
+
+    def __repr__(self) -> str:
+        rows = "".join(
+            f"\n  {name}: {array.dtype} {array.shape}" for name, array in self._arrays.items()
+        )
+        logits = "None" if self.logits is None else f"float32 {self.logits.shape}"
+        return f"Captures({len(self)} arrays, logits {logits}){rows}"
+
+
+def resolve(names: str | Sequence[str], known: Sequence[str], where: str) -> list[str]:
+    """Turn names and globs into the model's own names, in the order of the forward pass.
+
+    Parameters
+    ----------
+    names : str or sequence of str
+        Names such as ``"blocks.3.resid_post"``; ``*``, ``?`` and ``[...]`` as in file names.
+    known : sequence of str
+        Every name the model has.
+    where : str
+        The public method, for error messages.
+
+    Raises
+    ------
+    ArgumentError
+        A name that the model does not have; the nearest ones are listed.
+    """
+    wanted = [names] if isinstance(names, str) else list(names)
+    chosen: set[str] = set()
+    known_set = frozenset(known)
+    for name in wanted:
+        if not isinstance(name, str):
+            raise ArgumentError(f"[{where}] capture: got {type(name).__name__}, need names (str)")
+        if name in known_set:
+            chosen.add(name)
+            continue
+        found = fnmatch.filter(known, name) if any(c in name for c in "*?[") else []
+        if not found:
+            near = difflib.get_close_matches(name, known, n=4, cutoff=0.4) or list(known[:4])
+            raise ArgumentError(
+                f"[{where}] capture: got {name!r}, which this model does not have; the nearest are "
+                f"{', '.join(near)}; Model.capture_names lists all {len(known)}"
+            )
+        chosen.update(found)
+    return [name for name in known if name in chosen]
