@@ -76,8 +76,10 @@ void bind(ScratchPlan& plan, backend::Buffer* buffer) {
 }  // namespace
 
 std::int64_t head_rows(const Config& config, std::int64_t max_rows) {
-  constexpr std::int64_t kFloats = std::int64_t{16} << 20;  // 64 MiB of logits at a time
-  return std::clamp<std::int64_t>(kFloats / config.vocab, 1, max_rows);
+  // 16 MiB of logits at a time, but enough rows that reading the head's weights is not the cost.
+  constexpr std::int64_t kFloats = std::int64_t{4} << 20;
+  constexpr std::int64_t kRows = 32;
+  return std::min(std::max(kFloats / config.vocab, kRows), max_rows);
 }
 
 ScratchPlan plan_scratch(const Config& config, std::int64_t max_rows, bool head) {

@@ -167,34 +167,6 @@ Recipe deepseek2(const TinyOptions& options, bool kv_b) {
   return r;
 }
 
-// Normal values scaled so that no layer explodes: a matrix by 1.5 / sqrt(row length), norms near 1.
-std::vector<std::uint8_t> encode(const std::string& name, const TinyTensor& tensor) {
-  std::seed_seq seed(name.begin(), name.end());
-  std::mt19937 random(seed);
-  // Box-Muller by hand: the library's normal distribution differs between implementations.
-  const auto uniform = [&] { return (static_cast<double>(random()) + 0.5) / 4294967296.0; };
-  std::uint64_t n = 1;
-  for (const std::uint64_t dim : tensor.ne) n *= dim;
-  const bool norm = name.find("norm") != std::string::npos;
-  const bool embd = name.find("token_embd") != std::string::npos;
-  const double scale = tensor.ne.size() == 1 || norm ? 0.2
-                       : embd                        ? 1.0
-                              : 1.5 / std::sqrt(static_cast<double>(tensor.ne[0]));
-  std::vector<float> values(n);
-  for (float& value : values) {
-    const double gauss =
-        std::sqrt(-2.0 * std::log(uniform())) * std::cos(6.283185307179586 * uniform());
-    value = static_cast<float>((norm ? 1.0 : 0.0) + scale * gauss);
-  }
-  const quant::QtypeTraits& traits = quant::traits(tensor.type);
-  const std::uint64_t blocks = n / static_cast<std::uint64_t>(traits.block_elems);
-  std::vector<std::uint8_t> bytes(blocks * static_cast<std::uint64_t>(traits.block_bytes));
-  if (traits.encode != nullptr) {
-    traits.encode(values.data(), static_cast<std::int64_t>(blocks), bytes.data());
-  }  // integers stay zero: they stand for tensors of a wrong type
-  return bytes;
-}
-
 // A File over bytes that it keeps.
 class OwnedFile {
  public:
@@ -280,6 +252,44 @@ Recipe tiny_glm4moe(const TinyOptions& options) {
   }
   return r;
 }
+
+// Normal values scaled so that no layer explodes: a matrix by 1.5 / sqrt(row length), norms near 1.
+std::vector<float> values_of(const std::string& name, const TinyTensor& tensor) {
+  if (!tensor.values.empty()) return tensor.values;
+  std::seed_seq seed(name.begin(), name.end());
+  std::mt19937 random(seed);
+  // Box-Muller by hand: the library's normal distribution differs between implementations.
+  const auto uniform = [&] { return (static_cast<double>(random()) + 0.5) / 4294967296.0; };
+  std::uint64_t n = 1;
+  for (const std::uint64_t dim : tensor.ne) n *= dim;
+  const bool norm = name.find("norm") != std::string::npos;
+  const bool embd = name.find("token_embd") != std::string::npos;
+  const double scale = tensor.ne.size() == 1 || norm ? 0.2
+                       : embd                        ? 1.0
+                              : 1.5 / std::sqrt(static_cast<double>(tensor.ne[0]));
+  std::vector<float> values(n);
+  for (float& value : values) {
+    const double gauss =
+        std::sqrt(-2.0 * std::log(uniform())) * std::cos(6.283185307179586 * uniform());
+    value = static_cast<float>((norm ? 1.0 : 0.0) + scale * gauss);
+  }
+  return values;
+}
+
+namespace {
+
+std::vector<std::uint8_t> encode(const std::string& name, const TinyTensor& tensor) {
+  const std::vector<float> values = values_of(name, tensor);
+  const quant::QtypeTraits& traits = quant::traits(tensor.type);
+  const std::uint64_t blocks = values.size() / static_cast<std::uint64_t>(traits.block_elems);
+  std::vector<std::uint8_t> bytes(blocks * static_cast<std::uint64_t>(traits.block_bytes));
+  if (traits.encode != nullptr) {
+    traits.encode(values.data(), static_cast<std::int64_t>(blocks), bytes.data());
+  }  // integers stay zero: they stand for tensors of a wrong type
+  return bytes;
+}
+
+}  // namespace
 
 std::shared_ptr<const gguf::File> build(const Recipe& recipe) {
   using gguf::ValueType;

@@ -19,6 +19,7 @@ namespace moesaic::model::testing {
 struct TinyTensor {
   std::vector<std::uint64_t> ne;  // file order
   quant::Qtype type = quant::Qtype::kF32;
+  std::vector<float> values = {};  // instead of seeded ones
 };
 
 struct Recipe {
@@ -46,7 +47,10 @@ Recipe tiny_qwen3moe(const TinyOptions& options = {});
 Recipe tiny_gpt_oss(const TinyOptions& options = {});
 Recipe tiny_glm4moe(const TinyOptions& options = {});
 
-// The recipe as a file whose bytes it owns. Weights are seeded by tensor name.
+// The values a tensor of a recipe gets, seeded by its name.
+std::vector<float> values_of(const std::string& name, const TinyTensor& tensor);
+
+// The recipe as a file whose bytes it owns.
 std::shared_ptr<const gguf::File> build(const Recipe& recipe);
 
 // Loads with small defaults: n_ctx 96, pages of 16 tokens, one thread.
