@@ -25,6 +25,7 @@ from typing import Any
 
 import gguf
 import numpy as np
+from gguf import GGMLQuantizationType as Kind
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "data"))
 
@@ -32,7 +33,6 @@ from kl_models import F32, MODELS, N_CTX, VOCAB, add_vocabulary
 from oracle.ggml import Ggml
 from oracle.llama_cpp_side import LlamaCpp
 
-Kind = gguf.GGMLQuantizationType
 _BLOCKS_OF_256 = ("Q6_K", "Q5_K", "Q4_K", "Q3_K", "Q2_K", "IQ4_XS", "IQ3_S", "IQ3_XXS")
 _BELOW_3_BITS = ("IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S", "TQ2_0", "TQ1_0")
 _SMALL_BLOCKS = ("Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "IQ4_NL", "MXFP4", "NVFP4")
@@ -91,7 +91,7 @@ def log_softmax(x: F32) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Row by row, in double."""
     wide = x.astype(np.float64)
     wide -= wide.max(-1, keepdims=True)
-    return wide - np.log(np.exp(wide).sum(-1, keepdims=True))
+    return np.asarray(wide - np.log(np.exp(wide).sum(-1, keepdims=True)), np.float64)
 
 
 def mean_kl(truth: list[F32], other: list[F32]) -> float:

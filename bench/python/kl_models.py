@@ -30,7 +30,7 @@ def _matrix(rng: np.random.Generator, *shape: int, gain: float = 1.0) -> F32:
     columns = np.exp(0.35 * rng.standard_normal(shape[-1]))
     columns /= np.sqrt(np.mean(columns**2))
     noise = rng.standard_normal(shape) * columns * (gain / np.sqrt(shape[-1]))
-    return noise.astype(np.float32)
+    return np.asarray(noise, np.float32)
 
 
 def _norm(rng: np.random.Generator, n: int) -> F32:

@@ -139,7 +139,9 @@ def main() -> None:
         tokens = as_is.tokenize(PASSAGE, add_special=True, parse_special=False)
         rows = {k: m.forward(tokens) for k, m in (("q4_1", as_is), ("exact", exact))}
         default_rows = default.forward(tokens)
-        arrays = {f"logprobs.{k}": log_probabilities(r, tokens) for k, r in rows.items()}
+        arrays: dict[str, Any] = {
+            f"logprobs.{k}": log_probabilities(r, tokens) for k, r in rows.items()
+        }
         arrays["logprobs.q4_1_f16_cache"] = log_probabilities(default_rows, tokens)
         top = np.argsort(-rows["exact"][-1])[:32].astype(np.int32)
         arrays["last.top_ids"] = top

@@ -64,12 +64,20 @@ def logits(model: Any, tokens: list[int]) -> F32:
     return np.asarray(out.float().numpy(), np.float32)
 
 
-class _F16Cache(transformers.DynamicCache):  # type: ignore[misc]
+class _F16Cache(transformers.DynamicCache):
     """A cache that keeps what it is given (keys and values, or MLA's latent rows) as float16."""
 
-    def update(self, keys: Any, values: Any, *args: Any, **kwargs: Any) -> Any:
+    def update(
+        self,
+        key_states: torch.Tensor,
+        value_states: torch.Tensor,
+        layer_idx: int,
+        *args: Any,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Round, then do as the base class does."""
-        return super().update(keys.half().float(), values.half().float(), *args, **kwargs)
+        keys, values = key_states.half().float(), value_states.half().float()
+        return super().update(keys, values, layer_idx, *args, **kwargs)
 
 
 def logits_f16_cache(model: Any, tokens: list[int]) -> F32:

@@ -22,7 +22,7 @@ _GGML_F32 = 0
 _ready = False
 
 
-@lib.llama_log_callback
+@lib.llama_log_callback  # type: ignore[untyped-decorator]
 def _quiet(level: int, text: bytes, data: Any) -> None:
     del data
     if level == 4:  # GGML_LOG_LEVEL_ERROR (5 continues a line of any level)
