@@ -19,7 +19,7 @@ inline KScales unpack_k_scales(const std::uint8_t* packed) {
   for (int b = 0; b < 4; ++b) {
     k.scale[b] = packed[b] & 63U;
     k.min[b] = packed[4 + b] & 63U;
-    k.scale[b + 4] = static_cast<std::uint8_t>((packed[8 + b] & 15U) | ((packed[b] >> 6) << 4));
+    k.scale[b + 4] = static_cast<std::uint8_t>((packed[8 + b] & 15) | ((packed[b] >> 6) << 4));
     k.min[b + 4] = static_cast<std::uint8_t>((packed[8 + b] >> 4) | ((packed[4 + b] >> 6) << 4));
   }
   return k;
