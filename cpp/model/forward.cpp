@@ -72,6 +72,7 @@ std::int64_t Forward::set_rows(const ForwardInput& input) {
       positions_.push_back(static_cast<std::int32_t>(rows.start + r));
     }
     const bool decompressed = config_.mla.kv_lora > 0 && !options_.deterministic &&
+                              !weights_.layers.empty() &&
                               weights_.layers.front().attn_w_k != nullptr &&
                               prefer_decompressed(config_, rows.n_rows, rows.start + rows.n_rows);
     if (runs_.empty() || runs_.back().decompressed != decompressed) {

@@ -1,7 +1,10 @@
 // From a file's directory to a model's; see model_file.h.
 #include "model/model_file.h"
 
+#include <algorithm>
+#include <array>
 #include <charconv>
+#include <string>
 
 #include "model/arch/registry.h"
 
@@ -32,6 +35,38 @@ void read_outside(const Keys& keys, ModelFile& model) {
   model.output = list.specs()[2];
 }
 
+// Tensors outside layers that would change what the model computes, and that no family here has.
+// Others (parts for images, for instance) are not the text model's business.
+void refuse_unknown_outside(const Keys& keys, const gguf::TensorInfo& tensor) {
+  constexpr std::array<std::string_view, 4> kKnown{"token_embd.weight", "output_norm.weight",
+                                                   "output.weight", "rope_freqs.weight"};
+  const std::string_view name = tensor.name;
+  if (std::find(kKnown.begin(), kKnown.end(), name) != kKnown.end()) return;
+  if (name.starts_with("token_") || name.starts_with("output") || name.starts_with("rope_")) {
+    fail<FormatError>("[model] ", keys.path(), ": tensor ", name, ": family '", keys.arch(),
+                      "' has no such tensor; without it this would be another model");
+  }
+}
+
+// The tensors of each layer. Throws FormatError for layers that block_count does not count.
+std::vector<std::vector<const gguf::TensorInfo*>> by_layer(const Keys& keys,
+                                                           std::int64_t n_layers) {
+  const std::int64_t n_blocks = keys.count("block_count");  // with nextn blocks, which are skipped
+  std::vector<std::vector<const gguf::TensorInfo*>> tensors(static_cast<std::size_t>(n_layers));
+  for (const gguf::TensorInfo& tensor : keys.file()->tensors()) {
+    const std::int64_t layer = layer_of(tensor.name);
+    if (layer < 0) {
+      refuse_unknown_outside(keys, tensor);
+    } else if (layer < n_layers) {
+      tensors[static_cast<std::size_t>(layer)].push_back(&tensor);
+    } else if (layer >= n_blocks) {
+      keys.bad("block_count", n_blocks,
+               "more than " + std::to_string(layer) + ", for tensor " + tensor.name);
+    }
+  }
+  return tensors;
+}
+
 }  // namespace
 
 ModelFile understand(std::shared_ptr<const gguf::File> file) {
@@ -43,13 +78,7 @@ ModelFile understand(std::shared_ptr<const gguf::File> file) {
   read_outside(keys, model);
 
   const auto n_layers = static_cast<std::size_t>(model.config.n_layers);
-  std::vector<std::vector<const gguf::TensorInfo*>> of_layer(n_layers);
-  for (const gguf::TensorInfo& tensor : model.file->tensors()) {
-    const std::int64_t layer = layer_of(tensor.name);
-    if (layer >= 0 && layer < model.config.n_layers) {
-      of_layer[static_cast<std::size_t>(layer)].push_back(&tensor);
-    }
-  }
+  const auto of_layer = by_layer(keys, model.config.n_layers);
   model.layers.reserve(n_layers);
   for (std::size_t i = 0; i < n_layers; ++i) {
     TensorList list(keys, static_cast<std::int64_t>(i));

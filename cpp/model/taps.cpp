@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <charconv>
 #include <optional>
 #include <string_view>
 #include <utility>
@@ -27,31 +28,48 @@ constexpr std::array<TapName, 8> kLayerTaps{{
     {Tap::kResidPost, "resid_post"},
 }};
 
+constexpr std::array<TapName, 3> kOuterTaps{
+    {{Tap::kEmbed, "embed"}, {Tap::kFinalNorm, "final_norm"}, {Tap::kLogits, "logits"}}};
+
 bool is_router(Tap tap) {
   return tap == Tap::kRouterLogits || tap == Tap::kRouterExperts || tap == Tap::kRouterWeights;
 }
 
-// Calls visit(name, tap, layer) for every name of the model, in order of the forward pass.
-template <typename Visit>
-void visit_names(const Config& config, Visit visit) {
-  visit(std::string("embed"), Tap::kEmbed, -1);
-  for (std::int64_t i = 0; i < config.n_layers; ++i) {
-    const bool moe = config.layers[static_cast<std::size_t>(i)].ffn == FfnKind::kMoe;
-    for (const TapName& tap : kLayerTaps) {
-      if (is_router(tap.tap) && !moe) continue;
-      visit(strcat("blocks.", i, ".", tap.name), tap.tap, i);
+// The tap and layer of a name; nothing for a name that this model does not have.
+std::optional<std::pair<Tap, std::int64_t>> parse(const Config& config, std::string_view name) {
+  for (const TapName& tap : kOuterTaps) {
+    if (name == tap.name) return std::pair(tap.tap, std::int64_t{-1});
+  }
+  constexpr std::string_view kBlocks = "blocks.";
+  if (!name.starts_with(kBlocks)) return std::nullopt;
+  std::int64_t layer = -1;
+  const char* begin = name.data() + kBlocks.size();
+  const char* end = name.data() + name.size();
+  const auto [rest, error] = std::from_chars(begin, end, layer);
+  if (error != std::errc() || rest == end || *rest != '.' || layer < 0 ||
+      layer >= config.n_layers || name != strcat(kBlocks, layer, std::string_view(rest, end))) {
+    return std::nullopt;
+  }
+  const bool moe = config.layers[static_cast<std::size_t>(layer)].ffn == FfnKind::kMoe;
+  for (const TapName& tap : kLayerTaps) {
+    if (std::string_view(rest + 1, end) == tap.name && (moe || !is_router(tap.tap))) {
+      return std::pair(tap.tap, layer);
     }
   }
-  visit(std::string("final_norm"), Tap::kFinalNorm, -1);
-  visit(std::string("logits"), Tap::kLogits, -1);
+  return std::nullopt;
 }
 
 }  // namespace
 
 std::vector<std::string> capture_names(const Config& config) {
-  std::vector<std::string> names;
-  visit_names(config,
-              [&](std::string name, Tap, std::int64_t) { names.push_back(std::move(name)); });
+  std::vector<std::string> names{"embed"};
+  for (std::int64_t i = 0; i < config.n_layers; ++i) {
+    const bool moe = config.layers[static_cast<std::size_t>(i)].ffn == FfnKind::kMoe;
+    for (const TapName& tap : kLayerTaps) {
+      if (moe || !is_router(tap.tap)) names.push_back(strcat("blocks.", i, ".", tap.name));
+    }
+  }
+  names.insert(names.end(), {"final_norm", "logits"});
   return names;
 }
 
@@ -60,22 +78,17 @@ Captures::Captures(const Config& config, std::span<const std::string> names, std
       names_(names.begin(), names.end()),
       rows_(std::move(rows)),
       taken_(rows_.size(), std::vector<Captured>(names.size())) {
-  std::size_t found = 0;
-  visit_names(config, [&](const std::string& name, Tap tap, std::int64_t layer) {
-    const auto at = std::find(names_.begin(), names_.end(), name);
-    if (at == names_.end()) return;
-    index_[slot(tap, layer)] = static_cast<std::int32_t>(at - names_.begin());
-    ++found;
-  });
-  if (found != names_.size()) {
-    const std::vector<std::string> known = capture_names(config);
-    for (std::size_t i = 0; i < names_.size(); ++i) {
-      if (std::find(known.begin(), known.end(), names_[i]) == known.end()) {
-        fail<ArgumentError>("[run] capture: got '", names_[i], "', need one of the ", known.size(),
-                            " names of this model, '", known.front(), "' to '", known.back(), "'");
-      }
+  for (std::size_t i = 0; i < names_.size(); ++i) {
+    const auto found = parse(config, names_[i]);
+    if (!found) {
+      fail<ArgumentError>(
+          "[run] capture: got '", names_[i], "', need a name like embed, ",
+          "blocks.N.resid_post (N below ", config.n_layers,
+          "), blocks.N.router.experts (of layers with experts), final_norm, logits");
     }
-    fail<ArgumentError>("[run] capture: a name is given twice, need each once");
+    std::int32_t& index = index_[slot(found->first, found->second)];
+    if (index >= 0) fail<ArgumentError>("[run] capture: '", names_[i], "' is given twice");
+    index = static_cast<std::int32_t>(i);
   }
 }
 

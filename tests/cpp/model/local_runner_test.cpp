@@ -239,6 +239,16 @@ TEST(LocalRunner, RefusesWhatItCannotRun) {
               run_one(*runner, rows(id, 0, {1}, Logits::kLast), {"blocks.7.resid_post"});
             }).find("'blocks.7.resid_post'"),
             std::string::npos);
+  for (const char* name : {"blocks.00.resid_post", "blocks.-1.resid_post", "blocks.0.", "blocks.",
+                           "blocks.0.router.experts", "", "embed.0"}) {
+    EXPECT_NE(argument_error([&] { run_one(*runner, rows(id, 0, {1}, Logits::kLast), {name}); }),
+              "")
+        << name;
+  }
+  EXPECT_NE(argument_error([&] {
+              run_one(*runner, rows(id, 0, {1}, Logits::kLast), {"embed", "embed"});
+            }).find("twice"),
+            std::string::npos);
   // And goes on working.
   EXPECT_EQ(run_one(*runner, rows(id, 0, {1}, Logits::kLast)).logits.size(), 67U);
 }
