@@ -22,8 +22,8 @@ std::vector<const Table*> runnable_tables() {
   const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") &&
                           __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  const bool has_vnni =
-      has_avx512 && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi");
+  const bool has_vnni = has_avx512 && __builtin_cpu_supports("avx512vnni") &&
+                        __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("gfni");
   if (has_avx2) tables.push_back(&avx2::table());
   if (has_avx512) tables.push_back(&avx512::table());
   if (has_vnni) tables.push_back(&avx512vnni::table());

@@ -1,3 +1,19 @@
-// See kernels/x86/part_iq.h.
-#include "kernels/avx512vnni/isa.h"
-#include "kernels/x86/part_iq.h"
+// The IQ super-block types' rows of the table: the skeletons of x86/ with the unpackings of
+// lattice.h.
+#include "kernels/avx512vnni/lattice.h"
+#include "kernels/x86/int_kernels.h"
+
+namespace moesaic::kernels::avx512vnni {
+
+void fill_iq(Table& t) {
+  add_super_type<Ints, FastIQ1S>(t, "avx512vnni/IQ1_S", 4);
+  add_super_type<Ints, FastIQ1M>(t, "avx512vnni/IQ1_M", 4);
+  add_super_type<Ints, FastIQ2XXS>(t, "avx512vnni/IQ2_XXS", 4);
+  add_super_type<Ints, FastIQ2XS>(t, "avx512vnni/IQ2_XS", 4);
+  add_super_type<Ints, FastIQ2S>(t, "avx512vnni/IQ2_S", 4);
+  add_super_type<Ints, FastIQ3XXS>(t, "avx512vnni/IQ3_XXS", 4);
+  add_super_type<Ints, FastIQ3S>(t, "avx512vnni/IQ3_S", 4);
+  add_super_type<Ints, IQ4XS<Ints>>(t, "avx512vnni/IQ4_XS", 4);
+}
+
+}  // namespace moesaic::kernels::avx512vnni
