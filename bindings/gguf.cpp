@@ -6,6 +6,7 @@
 #include <pybind11/typing.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "base/aligned_buffer.h"
@@ -210,6 +211,14 @@ py::array_t<std::uint8_t> quantize(const py::object& values, const std::string& 
   const std::int64_t n_blocks = array.size() / traits.block_elems;
   {
     const py::gil_scoped_release free_gil;
+    if (traits.block_elems > 1) {
+      const float* end = in + array.size();
+      const float* bad = std::find_if_not(in, end, [](float x) { return std::isfinite(x); });
+      if (bad != end) {
+        fail<ArgumentError>(kWhere, " array: element ", bad - in, " is ", *bad,
+                            ", need finite values for ", traits.name);
+      }
+    }
     // Encoders search: a block costs some hundred times what decoding it does.
     run_codec(n_blocks, std::int64_t{64} * traits.block_elems, n_threads,
               [&](std::int64_t first, std::int64_t n) {

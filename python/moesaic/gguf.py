@@ -106,9 +106,7 @@ class Tensor:
             )
         if len(self.shape) == 1:  # its entries are elements, and blocks hold many of them
             whole = file.dequantize(self._index, 0, 1, threads)
-            return np.ascontiguousarray(whole[_checked_rows(rows, len(whole))]).astype(
-                np.float32, copy=True
-            )
+            return np.array(whole[_checked_rows(rows, len(whole))], np.float32, order="C")
         return self._some_rows(file, _checked_rows(rows, self.shape[0]), threads)
 
     def _some_rows(
