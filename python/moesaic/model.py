@@ -121,7 +121,7 @@ class Model:
         where = "Model"
         encoded = encoded_path(path, where)
         options = {
-            "n_ctx": integer(n_ctx, "n_ctx", where, 1, 2**31 - 1),
+            "n_ctx": integer(n_ctx, "n_ctx", where, 1, 2**30),
             "kv_tokens": 0
             if kv_tokens is None
             else integer(kv_tokens, "kv_tokens", where, 1, 2**40),
@@ -240,7 +240,7 @@ class Model:
         return self._capture_names
 
     def stats(self) -> dict[str, int]:
-        """What the engine has done: steps, rows of prompts and decoding, rows saved by reuse, ..."""
+        """What the engine has done: steps, rows of prompts and decoding, rows saved by reuse."""
         return dict(self._engine.stats())
 
     # -- text --------------------------------------------------------------------------------------
