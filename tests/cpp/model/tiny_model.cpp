@@ -291,7 +291,7 @@ std::vector<std::uint8_t> encode(const std::string& name, const TinyTensor& tens
 
 }  // namespace
 
-std::shared_ptr<const gguf::File> build(const Recipe& recipe) {
+std::vector<std::uint8_t> bytes_of(const Recipe& recipe) {
   using gguf::ValueType;
   gguf::Writer writer;
   for (const auto& [key, value] : recipe.keys) {
@@ -308,9 +308,15 @@ std::shared_ptr<const gguf::File> build(const Recipe& recipe) {
   for (const auto& [name, tensor] : recipe.tensors) {
     writer.add_tensor(name, tensor.type, tensor.ne, encode(name, tensor));
   }
-  const auto owned = std::make_shared<OwnedFile>(writer.finish());
+  return writer.finish();
+}
+
+std::shared_ptr<const gguf::File> file_of(std::vector<std::uint8_t> bytes) {
+  const auto owned = std::make_shared<OwnedFile>(std::move(bytes));
   return {owned, owned->file.get()};
 }
+
+std::shared_ptr<const gguf::File> build(const Recipe& recipe) { return file_of(bytes_of(recipe)); }
 
 LoadOptions small_options() {
   LoadOptions options;

@@ -50,6 +50,9 @@ Recipe tiny_glm4moe(const TinyOptions& options = {});
 // The values a tensor of a recipe gets, seeded by its name.
 std::vector<float> values_of(const std::string& name, const TinyTensor& tensor);
 
+std::vector<std::uint8_t> bytes_of(const Recipe& recipe);
+// A file that owns its bytes.
+std::shared_ptr<const gguf::File> file_of(std::vector<std::uint8_t> bytes);
 // The recipe as a file whose bytes it owns.
 std::shared_ptr<const gguf::File> build(const Recipe& recipe);
 
