@@ -1,0 +1,53 @@
+"""A whole model gives the same bytes on every CPU table: the kernels' contract, end to end."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from moesaic import _core
+
+FAMILIES = Path(__file__).parents[2] / "data" / "families"
+
+# Prompt and single tokens: the kernels for many columns and for one.
+_CODE = """
+import hashlib, sys
+import moesaic
+path, n_ctx = sys.argv[1], 64
+options = {"n_ctx": n_ctx, "threads": 1, "deterministic": True, "progress": False}
+model = moesaic.Model(path, **options) if path != "demo" else moesaic.Model.demo(**options)
+digest = hashlib.sha256(model.forward(list(range(3, 43))).tobytes())
+with model.session() as session:
+    for token in (5, 9, 2, 200):
+        digest.update(session.forward([token]).tobytes())
+print(model.device, digest.hexdigest())
+"""
+
+
+def run(model: str, isa: str) -> tuple[str, str]:
+    path = model if model == "demo" else str(FAMILIES / f"{model}.gguf")
+    done = subprocess.run(
+        [sys.executable, "-c", _CODE, path],
+        env=os.environ | {"MOESAIC_ISA": isa},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    device, digest = done.stdout.rsplit(maxsplit=1)
+    return device, digest
+
+
+@pytest.mark.parametrize("model", ["demo", "deepseek2_kimi", "gptoss_mxfp4", "llama_gqa"])
+def test_every_table_gives_the_same_bytes(model: str) -> None:
+    seen = {}
+    for isa in _core.available_isas():
+        device, seen[isa] = run(model, isa)
+        assert f"{isa}," in device, device
+    assert "generic" in seen
+    assert len(set(seen.values())) == 1, seen
