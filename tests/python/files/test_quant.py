@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +67,19 @@ def test_f16_and_bf16_round_to_nearest_even() -> None:
     word = x.view(np.uint32).astype(np.uint64)
     rounded = ((word + 0x7FFF + ((word >> 16) & 1)) >> 16).astype(np.uint16)
     assert np.array_equal(moesaic.quantize(x, "BF16").view(np.uint16), rounded)
+
+
+def test_the_gil_is_free_meanwhile() -> None:
+    x = np.random.default_rng(8).standard_normal((1024, 1024)).astype(np.float32)
+    worker = threading.Thread(target=moesaic.quantize, args=(x, "Q2_K"), kwargs={"threads": 1})
+    worker.start()
+    n_ticks = (
+        0  # with the lock held for the whole call (about half a second) there would be one or two
+    )
+    while worker.is_alive():
+        time.sleep(0.001)
+        n_ticks += 1
+    assert n_ticks > 10
 
 
 def test_shapes_and_kinds() -> None:
