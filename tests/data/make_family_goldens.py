@@ -56,6 +56,7 @@ def _quality(model: Any, spec: Spec, prompts: dict[str, list[int]]) -> dict[str,
         "router_margin": min(float(r.min()) for r in rows),
         "greedy_margin": min(margin for _, margin in runs),
         "greedy_distinct": min(len(set(tokens)) for tokens, _ in runs),
+        "greedy_control": sum(t >= VOCAB - 3 for tokens, _ in runs for t in tokens),
         "f16_cache_median": float(np.median(effect)),
         "f16_cache_max": max(effect),
     }
@@ -74,7 +75,8 @@ def _choose(spec: Spec) -> tuple[int, dict[str, float]]:
         score = min(10 * q["router_margin"], q["greedy_margin"])
         if q["f16_cache_median"] > 2e-3 or q["f16_cache_max"] > 1.5e-2:
             score -= 1.0
-        if q["greedy_distinct"] < N_GREEDY // 2:
+        # Repetition would hide a wrong position, a control token may end a run of `generate`.
+        if q["greedy_distinct"] < N_GREEDY // 2 or q["greedy_control"]:
             score -= 1.0
         if best is None or score > best[0]:
             best = (score, seed, q)
