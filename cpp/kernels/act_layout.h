@@ -13,6 +13,10 @@ namespace moesaic::kernels {
 inline constexpr std::int64_t kChunk = 256;  // values of one super-block
 inline constexpr std::int64_t kSumGroup = 16;
 
+// Scratch of the many-column kernels: the largest panel has 32 rows of bytes and, per block of 32,
+// three floats a row beside them.
+inline constexpr std::int64_t kPanelBytesPerK = 44;
+
 // k values rounded up to whole chunks: rows are padded with zeros, so that a kernel may read (and
 // multiply by nothing) to the end of the last chunk.
 constexpr std::int64_t padded_k(std::int64_t k) { return (k + kChunk - 1) / kChunk * kChunk; }

@@ -39,9 +39,8 @@ std::size_t act_row_bytes(ActFormat format, std::int64_t k) {
   return static_cast<std::size_t>((n_bytes + 63) / 64 * 64);
 }
 
-// The largest panel: 16 rows of bytes, with scales and minima per 16 of k beside them.
 std::size_t matmul_scratch_bytes(std::int64_t k) {
-  return static_cast<std::size_t>(26 * padded_k(k)) + 4096;
+  return static_cast<std::size_t>(kPanelBytesPerK * padded_k(k)) + 4096;
 }
 
 std::size_t attention_scratch_bytes(std::int64_t, std::int64_t) { return sizeof(AttentionScratch); }

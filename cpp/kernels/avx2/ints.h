@@ -19,6 +19,7 @@ struct Ints {
   };
   using V = __m256i;  // one int32 per panel row
   using Vf = __m256;  // one float per panel row
+  using A = __m256i;  // four activations, or a pair of their sums, in every lane
 
   // ---- bytes -------------------------------------------------------------------------------
 
@@ -209,21 +210,24 @@ struct Ints {
   // ---- panels ------------------------------------------------------------------------------
 
   static V load_v(const void* p) { return _mm256_load_si256(static_cast<const __m256i*>(p)); }
-  static V broadcast(const void* p) {
+  static A broadcast(const void* p) {
     return _mm256_set1_epi32(*static_cast<const std::int32_t*>(p));
   }
-  static V set1_pair(int first, int second) {
-    return _mm256_set1_epi32((first & 0xFFFF) |
-                             static_cast<int>(static_cast<unsigned>(second) << 16));
-  }
   static V zero_v() { return _mm256_setzero_si256(); }
-  static V dot_v(V acc, V w, V a) { return dot_of(acc, w, a); }
-  static V dot_wide_v(V acc, V w, V a) { return dot_wide_of(acc, w, a); }
+  static V dot_v(V acc, V w, A a) { return dot_of(acc, w, a); }
+  static V dot_wide_v(V acc, V w, A a) { return dot_wide_of(acc, w, a); }
+  static V add_pairs_v(V acc, V w, A a) { return add_pairs(acc, w, a); }
+  // first * (sum of one 16) + second * (sum of the next), in every lane.
+  static V scaled_sums(A pair, int first, int second) {
+    return _mm256_madd_epi16(
+        pair, _mm256_set1_epi32((first & 0xFFFF) |
+                                static_cast<int>(static_cast<unsigned>(second) << 16)));
+  }
   static V add_v(V a, V b) { return _mm256_add_epi32(a, b); }
   static V mul_v(V a, V b) { return _mm256_mullo_epi32(a, b); }
-  // Eight signed bytes, one per row.
-  static V load_scales(const void* p) {
-    return _mm256_cvtepi8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(p)));
+  // Signed bytes, one per row.
+  static V load_scales(const std::int8_t* p) {
+    return _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
   }
   static Vf zero_f() { return _mm256_setzero_ps(); }
   static Vf to_float(V a) { return _mm256_cvtepi32_ps(a); }
@@ -240,7 +244,7 @@ struct Ints {
     for (int i = 0; i < n; ++i) p[i] = lanes[i];
   }
 
-  // 64 bytes of each of 8 rows (row i at from + i * stride) -> 16 dword columns: out[j] holds
+  // 64 bytes of each row (row i at from + i * stride) -> 16 dword columns: column j of out holds
   // bytes 4 j .. 4 j + 3 of every row.
   static void transpose(const std::uint8_t* from, int stride, std::uint8_t* out) {
     transpose_half(from, stride, out);
@@ -267,7 +271,7 @@ struct Ints {
       _mm256_store_si256(high, _mm256_permute2x128_si256(r[j], r[4 + j], 0x31));
     }
   }
-  // Bits of eight f16 numbers -> floats, times an exact factor.
+  // Bits of f16 numbers, one per row -> floats, times an exact factor.
   static void store_floats(const std::uint16_t* bits, float factor, float* out) {
     _mm256_store_ps(out, _mm256_mul_ps(_mm256_cvtph_ps(load128(bits)), _mm256_set1_ps(factor)));
   }

@@ -15,8 +15,8 @@ namespace moesaic::kernels::MOESAIC_AVX512_NAMESPACE {
 
 struct Ints {
   // Rows of a panel (its lanes), and columns of a register tile.
-  static constexpr int kRows = 16;
-  static constexpr int kColTile = 8;
+  static constexpr int kRows = 32;
+  static constexpr int kColTile = 6;
 #ifdef MOESAIC_VNNI
   // What is added to a signed byte so that it can stand on the unsigned side of a dot product;
   // 0 where signed bytes are multiplied by way of their magnitudes.
@@ -25,9 +25,16 @@ struct Ints {
   static constexpr int kWideOffset = 0;
 #endif
 
-  using B = __m512i;    // 64 bytes
-  using V = __m512i;    // one int32 per panel row
-  using Vf = __m512;    // one float per panel row
+  using B = __m512i;  // 64 bytes
+  struct V {          // one int32 per panel row
+    __m512i lo;
+    __m512i hi;
+  };
+  struct Vf {  // one float per panel row
+    __m512 lo;
+    __m512 hi;
+  };
+  using A = __m512i;    // four activations, or a pair of their sums, in every lane
   using Acc = __m512i;  // int32 partial sums of one output
 
   // ---- bytes -------------------------------------------------------------------------------
@@ -202,37 +209,66 @@ struct Ints {
 
   // ---- panels ------------------------------------------------------------------------------
 
-  static V load_v(const void* p) { return _mm512_load_si512(p); }
-  static V broadcast(const void* p) {
+  static V load_v(const void* p) {
+    const auto* v = static_cast<const __m512i*>(p);
+    return {_mm512_load_si512(v), _mm512_load_si512(v + 1)};
+  }
+  static A broadcast(const void* p) {
     return _mm512_set1_epi32(*static_cast<const std::int32_t*>(p));
   }
-  // The same pair of int16 in every lane.
-  static V set1_pair(int first, int second) {
-    return _mm512_set1_epi32((first & 0xFFFF) |
-                             static_cast<int>(static_cast<unsigned>(second) << 16));
+  static V zero_v() { return {_mm512_setzero_si512(), _mm512_setzero_si512()}; }
+  static V dot_v(V acc, V w, A a) { return {dot(acc.lo, w.lo, a), dot(acc.hi, w.hi, a)}; }
+  static V dot_wide_v(V acc, V w, A a) {
+    return {dot_wide(acc.lo, w.lo, a), dot_wide(acc.hi, w.hi, a)};
   }
-  static V zero_v() { return _mm512_setzero_si512(); }
-  static V dot_v(V acc, V w, V a) { return dot(acc, w, a); }
-  static V dot_wide_v(V acc, V w, V a) { return dot_wide(acc, w, a); }
-  static V add_v(V a, V b) { return _mm512_add_epi32(a, b); }
-  static V mul_v(V a, V b) { return _mm512_mullo_epi32(a, b); }
-  // Sixteen signed bytes, one per row.
-  static V load_scales(const void* p) { return _mm512_cvtepi8_epi32(load128(p)); }
-  static Vf zero_f() { return _mm512_setzero_ps(); }
-  static Vf to_float(V a) { return _mm512_cvtepi32_ps(a); }
-  static Vf load_f(const float* p) { return _mm512_load_ps(p); }
-  static Vf broadcast_f(const float* p) { return _mm512_set1_ps(*p); }
-  static Vf mul_f(Vf a, Vf b) { return _mm512_mul_ps(a, b); }
-  static Vf add_f(Vf a, Vf b) { return _mm512_add_ps(a, b); }
-  static Vf fma_f(Vf a, Vf b, Vf c) { return _mm512_fmadd_ps(a, b, c); }
-  static Vf fms_f(Vf a, Vf b, Vf c) { return _mm512_fmsub_ps(a, b, c); }
+  static V add_pairs_v(V acc, V w, A a) {
+    return {add_pairs(acc.lo, w.lo, a), add_pairs(acc.hi, w.hi, a)};
+  }
+  // first * (sum of one 16) + second * (sum of the next), in every lane.
+  static V scaled_sums(A pair, int first, int second) {
+    const __m512i factors =
+        _mm512_set1_epi32((first & 0xFFFF) | static_cast<int>(static_cast<unsigned>(second) << 16));
+    const __m512i x = _mm512_madd_epi16(pair, factors);
+    return {x, x};
+  }
+  static V add_v(V a, V b) { return {_mm512_add_epi32(a.lo, b.lo), _mm512_add_epi32(a.hi, b.hi)}; }
+  static V mul_v(V a, V b) {
+    return {_mm512_mullo_epi32(a.lo, b.lo), _mm512_mullo_epi32(a.hi, b.hi)};
+  }
+  // Signed bytes, one per row.
+  static V load_scales(const std::int8_t* p) {
+    return {_mm512_cvtepi8_epi32(load128(p)), _mm512_cvtepi8_epi32(load128(p + 16))};
+  }
+  static Vf zero_f() { return {_mm512_setzero_ps(), _mm512_setzero_ps()}; }
+  static Vf to_float(V a) { return {_mm512_cvtepi32_ps(a.lo), _mm512_cvtepi32_ps(a.hi)}; }
+  static Vf load_f(const float* p) { return {_mm512_load_ps(p), _mm512_load_ps(p + 16)}; }
+  static Vf broadcast_f(const float* p) { return {_mm512_set1_ps(*p), _mm512_set1_ps(*p)}; }
+  static Vf mul_f(Vf a, Vf b) { return {_mm512_mul_ps(a.lo, b.lo), _mm512_mul_ps(a.hi, b.hi)}; }
+  static Vf add_f(Vf a, Vf b) { return {_mm512_add_ps(a.lo, b.lo), _mm512_add_ps(a.hi, b.hi)}; }
+  static Vf fma_f(Vf a, Vf b, Vf c) {
+    return {_mm512_fmadd_ps(a.lo, b.lo, c.lo), _mm512_fmadd_ps(a.hi, b.hi, c.hi)};
+  }
+  static Vf fms_f(Vf a, Vf b, Vf c) {
+    return {_mm512_fmsub_ps(a.lo, b.lo, c.lo), _mm512_fmsub_ps(a.hi, b.hi, c.hi)};
+  }
   static void store_f(float* p, Vf x, int n) {
-    _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1U << n) - 1U), x);
+    if (n == kRows) {
+      _mm512_storeu_ps(p, x.lo);
+      _mm512_storeu_ps(p + 16, x.hi);
+      return;
+    }
+    const std::uint32_t mask = (1U << n) - 1U;
+    _mm512_mask_storeu_ps(p, static_cast<__mmask16>(mask), x.lo);
+    if (n > 16) _mm512_mask_storeu_ps(p + 16, static_cast<__mmask16>(mask >> 16), x.hi);
   }
 
-  // 64 bytes of each of 16 rows (row i at from + i * stride) -> 16 dword columns: out[j] holds
+  // 64 bytes of each row (row i at from + i * stride) -> 16 dword columns: column j of out holds
   // bytes 4 j .. 4 j + 3 of every row.
   static void transpose(const std::uint8_t* from, int stride, std::uint8_t* out) {
+    transpose_16(from, stride, out);
+    transpose_16(from + 16 * stride, stride, out + 64);
+  }
+  static void transpose_16(const std::uint8_t* from, int stride, std::uint8_t* out) {
     __m512i r[16];
     __m512i t[16];
     for (int i = 0; i < 16; ++i) r[i] = load64(from + i * stride);
@@ -252,15 +288,17 @@ struct Ints {
       const __m512i b = _mm512_shuffle_i32x4(r[j], r[4 + j], 0xDD);
       const __m512i c = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0x88);
       const __m512i d = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0xDD);
-      store64(out + 64 * j, _mm512_shuffle_i32x4(a, c, 0x88));
-      store64(out + 64 * (4 + j), _mm512_shuffle_i32x4(b, d, 0x88));
-      store64(out + 64 * (8 + j), _mm512_shuffle_i32x4(a, c, 0xDD));
-      store64(out + 64 * (12 + j), _mm512_shuffle_i32x4(b, d, 0xDD));
+      store64(out + 128 * j, _mm512_shuffle_i32x4(a, c, 0x88));
+      store64(out + 128 * (4 + j), _mm512_shuffle_i32x4(b, d, 0x88));
+      store64(out + 128 * (8 + j), _mm512_shuffle_i32x4(a, c, 0xDD));
+      store64(out + 128 * (12 + j), _mm512_shuffle_i32x4(b, d, 0xDD));
     }
   }
-  // Bits of sixteen f16 numbers -> floats, times an exact factor.
+  // Bits of f16 numbers, one per row -> floats, times an exact factor.
   static void store_floats(const std::uint16_t* bits, float factor, float* out) {
-    _mm512_store_ps(out, _mm512_mul_ps(_mm512_cvtph_ps(load256(bits)), _mm512_set1_ps(factor)));
+    const __m512 f = _mm512_set1_ps(factor);
+    _mm512_store_ps(out, _mm512_mul_ps(_mm512_cvtph_ps(load256(bits)), f));
+    _mm512_store_ps(out + 16, _mm512_mul_ps(_mm512_cvtph_ps(load256(bits + 16)), f));
   }
   // Bytes of two groups for sixteen rows -> sixteen pairs of 16-bit numbers, times factor.
   static void store_pairs(std::uint8_t* out, __m128i first, __m128i second, int factor) {

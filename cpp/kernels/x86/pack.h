@@ -1,5 +1,5 @@
-// Columns of activations interleaved for the register tiles of the many-column kernels: tiles of
-// X::kColTile columns (the last one narrower), each tile holding for its width w
+// Columns of activations interleaved for the register tiles of the many-column kernels: as few
+// tiles of at most X::kColTile columns as there can be, of nearly equal widths w, each holding
 //   q      [k / 4][w] dwords of four values
 //   sum    [k / 32][w] pairs of the int16 sums of 16
 //   scale  [scales][w] floats
@@ -23,6 +23,20 @@ inline constexpr std::int64_t packed_col_bytes(ActFormat format, std::int64_t kp
   return kp + kp / kSumGroup * 2 + kp / scale_group(format) * 4;
 }
 
+// How n columns are cut into tiles: the first n % n_tiles are one wider than the rest.
+struct TileCut {
+  std::int64_t n_tiles;
+  std::int64_t narrow;  // width of the narrower tiles
+  std::int64_t n_wide;
+};
+
+template <class X>
+TileCut cut_tiles(std::int64_t n_cols) {
+  const std::int64_t n_tiles = (n_cols + X::kColTile - 1) / X::kColTile;
+  if (n_tiles == 0) return {0, 0, 0};
+  return {n_tiles, n_cols / n_tiles, n_cols % n_tiles};
+}
+
 template <class X>
 struct Packing {
   static std::size_t bytes(ActFormat format, std::int64_t n_cols, std::int64_t k) {
@@ -32,7 +46,7 @@ struct Packing {
     return static_cast<std::size_t>(n_cols * packed_col_bytes(format, padded_k(k)));
   }
 
-  // The tile that begins at column c (a multiple of kColTile) and is w wide.
+  // The tile that begins at column c and is w wide.
   static PackedTile tile(const std::uint8_t* data, ActFormat format, std::int64_t kp,
                          std::int64_t c, int w) {
     const std::uint8_t* q = data + c * packed_col_bytes(format, kp);
@@ -61,8 +75,9 @@ struct Packing {
     const std::int64_t kp = padded_k(k);
     const std::int64_t n_sums = kp / kSumGroup / 2;
     const std::int64_t n_scales = kp / scale_group(format);
-    for (std::int64_t c = 0; c < n_cols; c += X::kColTile) {
-      const std::int64_t w = n_cols - c < X::kColTile ? n_cols - c : X::kColTile;
+    const TileCut cut = cut_tiles<X>(n_cols);
+    for (std::int64_t i = 0, c = 0, w = 0; i < cut.n_tiles; ++i, c += w) {
+      w = cut.narrow + (i < cut.n_wide ? 1 : 0);
       interleave(acts + c, 0, kp / 4, w, out);
       interleave(acts + c, kp, n_sums, w, out + w * kp);
       interleave(acts + c, kp + 4 * n_sums, n_scales, w, out + w * (kp + 4 * n_sums));
@@ -74,25 +89,29 @@ struct Packing {
 // Calls kernel.template tile<w>(c) for each tile of n_cols columns.
 template <class X, class Kernel>
 void for_each_tile(std::int64_t n_cols, const Kernel& kernel) {
-  std::int64_t c = 0;
-  for (; c + X::kColTile <= n_cols; c += X::kColTile) kernel.template tile<X::kColTile>(c);
-  switch (n_cols - c) {
-    case 1:
-      return kernel.template tile<1>(c);
-    case 2:
-      return kernel.template tile<2>(c);
-    case 3:
-      return kernel.template tile<3>(c);
-    case 4:
-      return kernel.template tile<4>(c);
-    case 5:
-      return kernel.template tile<5>(c);
-    case 6:
-      return kernel.template tile<6>(c);
-    case 7:
-      return kernel.template tile<7>(c);
-    default:
-      return;
+  const TileCut cut = cut_tiles<X>(n_cols);
+  for (std::int64_t i = 0, c = 0, w = 0; i < cut.n_tiles; ++i, c += w) {
+    w = cut.narrow + (i < cut.n_wide ? 1 : 0);
+    switch (w) {
+      case 1:
+        kernel.template tile<1>(c);
+        break;
+      case 2:
+        kernel.template tile<2>(c);
+        break;
+      case 3:
+        kernel.template tile<3>(c);
+        break;
+      case 4:
+        kernel.template tile<4>(c);
+        break;
+      case 5:
+        if constexpr (X::kColTile >= 5) kernel.template tile<5>(c);
+        break;
+      default:
+        if constexpr (X::kColTile >= 6) kernel.template tile<6>(c);
+        break;
+    }
   }
 }
 

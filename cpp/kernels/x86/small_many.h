@@ -22,6 +22,8 @@ struct SmallPanel {
     alignas(64) float min[T::kHasMin ? 8 : 1][kRows];
   };
 
+  static_assert(sizeof(Chunk) <= kPanelBytesPerK * kChunk);
+
   // Rows past n_rows repeat the last one; their outputs are never stored.
   static void fill(const MatmulJob& job, std::int64_t r, int n_rows, Chunk* panel) {
     const std::int64_t n_chunks = job.k / kChunk;
@@ -127,7 +129,7 @@ struct SmallTiles {
 
   // first * (sum of the first 16 activations) + second * (sum of the last 16), in every lane.
   static V offset(const std::uint8_t* pair, int first, int second) {
-    return X::add_pairs(X::zero_v(), X::broadcast(pair), X::set1_pair(first, second));
+    return X::scaled_sums(X::broadcast(pair), first, second);
   }
 
   template <int w, int n>
@@ -135,7 +137,7 @@ struct SmallTiles {
     for (int i = 0; i < n; ++i) {
       const V x = X::load_v(values + i * 4 * X::kRows);
       for (int j = 0; j < w; ++j) {
-        const V a = X::broadcast(q + (i * w + j) * 4);
+        const typename X::A a = X::broadcast(q + (i * w + j) * 4);
         acc[j] = T::kWide ? X::dot_wide_v(acc[j], x, a) : X::dot_v(acc[j], x, a);
       }
     }

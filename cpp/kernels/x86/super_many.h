@@ -1,6 +1,7 @@
-// Super-block weights against many columns: X::kRows rows at a time are unpacked over the whole of
-// k into a panel of bytes that stays in the second-level cache (rows in lanes, four k to a dword),
-// and every tile of columns is multiplied with it in registers. Formulas and order: unpack.h.
+// Super-block weights against many columns: X::kRows rows at a time are unpacked over the whole
+// of k into a panel of bytes that stays in the second-level cache (rows in lanes, four k to a
+// dword), and every tile of columns is multiplied with it in registers. Formulas and order:
+// unpack.h.
 #pragma once
 
 #include "kernels/x86/pack.h"
@@ -12,17 +13,20 @@ namespace moesaic::kernels {
 template <class X, class T>
 struct SuperPanel {
   static constexpr int kRows = X::kRows;
+  static constexpr int kRows16 = (kRows + 15) / 16 * 16;  // scales are transposed by sixteen rows
   static constexpr int kOffset = T::kWide ? X::kWideOffset : T::kOffset;
   static constexpr bool kHasPairs = T::kHasMin || kOffset != 0;
 
   struct Block {
     alignas(64) std::uint8_t value[64][kRows][4];
-    alignas(64) std::int8_t scale[16][16];  // group, row
+    alignas(64) std::int8_t scale[16][kRows16];
     // For pairs of groups: minima, or -kOffset times the sub-scales.
     alignas(64) std::int16_t pair[kHasPairs ? 8 : 1][kRows][2];
     alignas(64) float d[kRows];
     alignas(64) float dmin[T::kHasMin ? kRows : 1];
   };
+
+  static_assert(sizeof(Block) <= kPanelBytesPerK * kChunk);
 
   // Rows past n_rows repeat the last one; their outputs are never stored.
   static void fill(const MatmulJob& job, std::int64_t r, int n_rows, Block* panel) {
@@ -36,11 +40,11 @@ struct SuperPanel {
 
   static void fill_block(const std::uint8_t* const* rows, std::int64_t b, Block& out) {
     alignas(64) std::uint8_t bytes[kRows][256];
-    __m128i scale[16];
-    __m128i min[16];
-    std::uint16_t d[16];
-    std::uint16_t dmin[16];
-    for (int i = 0; i < 16; ++i) scale[i] = min[i] = _mm_setzero_si128();
+    __m128i scale[kRows16];
+    __m128i min[kRows16];
+    std::uint16_t d[kRows16];
+    std::uint16_t dmin[kRows16];
+    for (int i = kRows; i < kRows16; ++i) scale[i] = min[i] = _mm_setzero_si128();
     for (int i = 0; i < kRows; ++i) {
       const auto& block = *reinterpret_cast<const typename T::Block*>(rows[i] + b * T::kBytes);
       const typename T::Head head = T::head(block);
@@ -58,16 +62,18 @@ struct SuperPanel {
     for (int c = 0; c < 4; ++c) {
       X::transpose(bytes[0] + 64 * c, 256, out.value[16 * c][0]);
     }
-    transpose_bytes(scale);
-    for (int g = 0; g < 16; ++g) {
-      _mm_store_si128(reinterpret_cast<__m128i*>(out.scale[g]), scale[g]);
-    }
-    if constexpr (kHasPairs) {
-      if constexpr (T::kHasMin) transpose_bytes(min);
-      const __m128i* from = T::kHasMin ? min : scale;
-      for (int g = 0; g < 16; g += 2) {
-        X::store_pairs(reinterpret_cast<std::uint8_t*>(out.pair[g / 2]), from[g], from[g + 1],
-                       T::kHasMin ? 1 : -kOffset);
+    for (int i = 0; i < kRows; i += 16) {
+      transpose_bytes(scale + i);
+      for (int g = 0; g < 16; ++g) {
+        _mm_store_si128(reinterpret_cast<__m128i*>(out.scale[g] + i), scale[i + g]);
+      }
+      if constexpr (kHasPairs) {
+        if constexpr (T::kHasMin) transpose_bytes(min + i);
+        const __m128i* from = (T::kHasMin ? min : scale) + i;
+        for (int g = 0; g < 16; g += 2) {
+          X::store_pairs(reinterpret_cast<std::uint8_t*>(out.pair[g / 2][i]), from[g], from[g + 1],
+                         T::kHasMin ? 1 : -kOffset);
+        }
       }
     }
     X::store_floats(d, T::kFactor, out.d);
@@ -82,7 +88,7 @@ struct SuperPanel {
     X::store64(bytes + 64 * c, w);
   }
 
-  static void transpose_bytes(__m128i (&x)[16]) {
+  static void transpose_bytes(__m128i* x) {
     __m128i t[16];
     // Four rounds of pairing row i with row i + 8 turn (row, byte) into (byte, row).
     for (int round = 0; round < 4; ++round) {
@@ -122,7 +128,7 @@ struct SuperTiles {
         for (int g = 0; g < 8; ++g) {
           const V pair = X::load_v(block.pair[g]);
           for (int j = 0; j < w; ++j) {
-            msum[j] = X::add_pairs(msum[j], pair, X::broadcast(sums + (g * w + j) * 4));
+            msum[j] = X::add_pairs_v(msum[j], pair, X::broadcast(sums + (g * w + j) * 4));
           }
         }
       }
@@ -165,7 +171,7 @@ struct SuperTiles {
     for (int i = 0; i < n; ++i) {
       const V x = X::load_v(values + i * 4 * X::kRows);
       for (int j = 0; j < w; ++j) {
-        const V a = X::broadcast(q + (i * w + j) * 4);
+        const typename X::A a = X::broadcast(q + (i * w + j) * 4);
         acc[j] = T::kWide ? X::dot_wide_v(acc[j], x, a) : X::dot_v(acc[j], x, a);
       }
     }
