@@ -199,6 +199,7 @@ void CpuBackend::attention_decompressed(const KvStore& kv, std::int64_t layer,
           item.kv_head = i % n_heads;
           item.head_begin = item.kv_head;
           decompress(parts[0], item.kv_head, n_tokens, keys, spec.d_k, scratch);
+          check_cancel();
           decompress(parts[1], item.kv_head, n_tokens, values, spec.d_v, scratch);
           for (std::int64_t t = 0; t < n_tokens; ++t) {
             std::memcpy(keys + t * spec.d_k + d_nope, rotated + t * d_rope,

@@ -27,13 +27,15 @@ std::int64_t round_up(std::int64_t a, std::int64_t b) { return div_up(a, b) * b;
 }  // namespace
 
 void MatmulLists::reserve(std::int64_t n_columns) {
-  const std::size_t n = static_cast<std::size_t>(std::max<std::int64_t>(n_columns, 16));
+  // Groups are experts or heads. A model with more of them than this grows the lists once.
+  constexpr std::size_t kGroups = 1024;
+  const std::size_t n = static_cast<std::size_t>(std::max<std::int64_t>(n_columns, 1));
   columns.reserve(n);
-  groups.reserve(n);
-  blocks.reserve(n);
-  tasks.reserve(n * 4);
+  groups.reserve(kGroups);
+  blocks.reserve(n / kBlockCols + kGroups);
+  tasks.reserve(2 * kGroups);
   waves.reserve(64);
-  counts.reserve(1024);
+  counts.reserve(kGroups + 1);
 }
 
 MatmulRun::MatmulRun(CpuBackend& backend, const char* op, std::int64_t k)

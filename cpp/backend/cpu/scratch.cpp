@@ -10,7 +10,7 @@ using kernels::ActFormat;
 
 // Above these, matmuls go in several passes (rows of a step) or waves (groups); more memory buys
 // nothing.
-constexpr std::size_t kMaxActsBytes = std::size_t{128} << 20;
+constexpr std::size_t kMaxActsBytes = std::size_t{64} << 20;
 constexpr std::size_t kMaxPacksBytes = std::size_t{32} << 20;
 
 std::int64_t to_block(std::int64_t k) { return (k + 255) / 256 * 256; }
