@@ -167,7 +167,13 @@ def reduce(metadata: dict[str, Any], vectors: list[dict[str, Any]]) -> dict[str,
     if byte_level:
         merged = "\x03".join("".join(CHAR_OF_BYTE[b] for b in t.encode("utf-8")) for t in texts)
     else:
-        merged = "\x03".join(" " + t for t in texts).replace(" ", "\u2581")
+        merged = "\x03".join(" " + t for t in texts)
+        cut = merged
+        for token, kind in zip(tokens, types, strict=True):
+            if kind in (2, 3, 4) and token in raw:  # a blank is added behind special tokens, too
+                cut = cut.replace(token, "\x03 ")
+        merged += cut
+        merged = merged.replace(" ", "\u2581")
     specials = [i for i, kind in enumerate(types) if kind in (2, 3)]
     kept = set(
         specials if len(specials) <= MANY_SPECIALS else [i for i in specials if tokens[i] in raw]

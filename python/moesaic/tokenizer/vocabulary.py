@@ -330,17 +330,16 @@ class Vocabulary:
 
     @cached_property
     def special_texts(self) -> dict[str, int]:
-        """Control and unknown tokens: they are recognised in a text only when asked to."""
+        """Control and unknown tokens, and all that end a text: recognised only when asked for."""
         kinds = (TokenType.CONTROL, TokenType.UNKNOWN)
-        marked = set(np.flatnonzero(np.isin(self.types, kinds)).tolist()) | set(self.eog_ids)
-        marked -= set(self.user_defined_texts.values())
+        marked = set(np.flatnonzero(np.isin(self.types, kinds)).tolist()) | self.eog_ids
         return {self.tokens[i]: i for i in sorted(marked) if self.tokens[i]}
 
     @cached_property
     def user_defined_texts(self) -> dict[str, int]:
         """Tokens that are cut out of every text before anything else."""
-        marked = np.flatnonzero(self.types == TokenType.USER_DEFINED).tolist()
-        return {self.tokens[i]: i for i in marked if self.tokens[i]}
+        marked = set(np.flatnonzero(self.types == TokenType.USER_DEFINED).tolist()) - self.eog_ids
+        return {self.tokens[i]: i for i in sorted(marked) if self.tokens[i]}
 
     @cached_property
     def right_strip_ids(self) -> frozenset[int]:
