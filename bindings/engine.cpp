@@ -68,8 +68,11 @@ void register_engine(py::module_& m) {
       .def("stats", [](const EngineHandle& self) { return stats_dict(self.engine->stats()); })
       .def("clear_cache", [](const EngineHandle& self) { wait_future(self.engine->clear_cache()); })
       .def(
-          "close", [](const EngineHandle& self) { self.engine->close(); },
-          py::call_guard<py::gil_scoped_release>(),
+          "close",
+          [](const EngineHandle& self) {
+            const GilRelease free_gil;
+            self.engine->close();
+          },
           "End what runs and free the model; idempotent.");
   register_engine_sessions(m);
   register_engine_requests(m);

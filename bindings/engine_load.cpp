@@ -56,7 +56,7 @@ std::shared_ptr<EngineHandle> load(const py::bytes& path, std::int64_t n_ctx,
   auto handle = std::make_shared<EngineHandle>();
   const backend::DeviceInfo device = runner->device();
   handle->device = strcat(device.name, ": ", device.detail);
-  const py::gil_scoped_release free_gil;
+  const GilRelease free_gil;
   handle->engine = std::make_shared<engine::Engine>(std::move(runner));
   return handle;
 }

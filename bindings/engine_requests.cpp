@@ -38,7 +38,7 @@ class Batch {
       engine_->check_usable("Model");
       std::vector<std::size_t> ready;
       {
-        const py::gil_scoped_release free_gil;
+        const GilRelease free_gil;
         ready = channel_->wait_for(kSignalPoll);
       }
       if (!ready.empty() || engine::Clock::now() >= deadline) return ready;
@@ -113,7 +113,7 @@ class Batch {
   }
   // Cancels all and waits until the engine has let go of them, so that sessions can be used again.
   void settle() {
-    const py::gil_scoped_release free_gil;
+    const GilRelease free_gil;
     cancel_all();
     for (const auto& request : requests_) {
       while (!request->finished() && !engine_->closed()) {

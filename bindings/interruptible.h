@@ -5,12 +5,11 @@
 #include <pybind11/pybind11.h>
 
 #include <chrono>
-#include <condition_variable>
 #include <exception>
 #include <functional>
 #include <future>
-#include <mutex>
 #include <thread>
+#include <type_traits>
 #include <utility>
 
 #include "base/cancel.h"
@@ -19,6 +18,20 @@
 namespace moesaic::bindings {
 
 constexpr std::chrono::milliseconds kSignalPoll{25};
+
+// gil_scoped_release whose destructor may be left by an unwinding: when the interpreter ends, a
+// daemon thread that wants the GIL back is ended right there (pthread_exit), and a noexcept
+// destructor would make that an abort of the process.
+class GilRelease {
+ public:
+  GilRelease() : state_(PyEval_SaveThread()) {}
+  ~GilRelease() noexcept(false) { PyEval_RestoreThread(state_); }
+  GilRelease(const GilRelease&) = delete;
+  GilRelease& operator=(const GilRelease&) = delete;
+
+ private:
+  PyThreadState* state_;
+};
 
 // Throws error_already_set (KeyboardInterrupt, as a rule) when a signal handler raised. GIL held.
 inline void check_signals() {
@@ -31,15 +44,16 @@ inline void check_signals() {
 template <typename T, typename Abandon>
 T wait_future(std::future<T> future, const Abandon& abandon) {
   std::exception_ptr interruption;
-  {
-    const pybind11::gil_scoped_release free_gil;
-    while (future.wait_for(kSignalPoll) != std::future_status::ready) {
-      const pybind11::gil_scoped_acquire gil;
-      try {
-        if (!interruption) check_signals();
-      } catch (...) {
-        interruption = std::current_exception();
-      }
+  while (true) {
+    {
+      const GilRelease free_gil;
+      if (future.wait_for(kSignalPoll) == std::future_status::ready) break;
+    }
+    if (interruption) continue;
+    try {
+      check_signals();
+    } catch (const pybind11::error_already_set&) {
+      interruption = std::current_exception();
     }
   }
   try {
@@ -68,42 +82,42 @@ T wait_future(std::future<T> future) {
 inline void run_interruptible(const std::function<void(const CancelFlag&)>& work,
                               const std::function<void()>& on_poll = nullptr) {
   CancelFlag flag;
-  std::mutex mutex;
-  std::condition_variable changed;
-  bool done = false;
-  std::exception_ptr error;
+  std::promise<void> promise;
+  std::future<void> done = promise.get_future();
   std::exception_ptr interruption;
   {
-    const pybind11::gil_scoped_release free_gil;
-    std::thread thread([&] {
-      try {
-        work(flag);
-      } catch (...) {
-        error = std::current_exception();
+    struct Worker {  // joined also when this thread is unwound at the interpreter's end
+      CancelFlag& flag;
+      std::thread thread;
+      ~Worker() {
+        flag.set();  // no effect on work that is done
+        thread.join();
       }
-      const std::scoped_lock lock(mutex);
-      done = true;
-      changed.notify_all();
-    });
+    } worker{flag, std::thread([&] {
+               try {
+                 work(flag);
+                 promise.set_value();
+               } catch (...) {
+                 promise.set_exception(std::current_exception());
+               }
+             })};
     while (true) {
       {
-        std::unique_lock lock(mutex);
-        if (changed.wait_for(lock, kSignalPoll, [&] { return done; })) break;
+        const GilRelease free_gil;
+        if (done.wait_for(kSignalPoll) == std::future_status::ready) break;
       }
       if (interruption) continue;
-      const pybind11::gil_scoped_acquire gil;
       try {
         check_signals();
         if (on_poll) on_poll();
-      } catch (...) {
+      } catch (const std::exception&) {
         interruption = std::current_exception();
         flag.set();
       }
     }
-    thread.join();
   }
   if (interruption) std::rethrow_exception(interruption);
-  if (error) std::rethrow_exception(error);
+  done.get();
 }
 
 }  // namespace moesaic::bindings

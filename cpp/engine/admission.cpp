@@ -165,6 +165,7 @@ Core::Reuse Core::find_reuse(const RequestSpec& spec) {
     if (there > best.n_tokens) best = {active.sequence, there, true, false};
     if (active.cached < active.prompt_end) coming = std::max(coming, n);
   }
+  if (best.n_tokens < options_.min_reuse) best = {};
   best.wait = coming > best.n_tokens && coming >= facts_.page_tokens;
   return best;
 }

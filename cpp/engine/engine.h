@@ -24,9 +24,12 @@ class QueueFullError : public BackendError {
 };
 
 struct EngineOptions {
-  std::size_t max_queue = 1024;               // requests waiting or running
-  std::size_t max_active = 64;                // sequences in a step, at most max_step_rows
-  std::size_t max_cached = 64;                // finished sequences kept for their prefix
+  std::size_t max_queue = 1024;  // requests waiting or running
+  std::size_t max_active = 64;   // sequences in a step, at most max_step_rows
+  std::size_t max_cached = 64;   // finished sequences kept for their prefix
+  // Shorter common prefixes are run again: they cost next to nothing, and without deterministic
+  // numerics the last bits of a row depend on the company it was run in.
+  std::int64_t min_reuse = 16;
   std::chrono::milliseconds step_target{60};  // of a step that several requests share
 };
 

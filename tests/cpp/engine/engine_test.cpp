@@ -205,6 +205,19 @@ TEST_F(EngineReuse, RequestsOfOneBatchWaitForTheirCommonPrefix) {
   EXPECT_LT(log_->rows_run, 200 + 8 * (2 + 5));
 }
 
+TEST_F(EngineReuse, AFewCommonTokensAreRunAgain) {
+  make();
+  Tokens a = prompt(15, 2);
+  run_one(generate(a, 1));
+  a.push_back(3);
+  a.push_back(4);
+  EXPECT_EQ(run_one(generate(a, 1)).outcome.n_reused, 0);
+  Tokens b = prompt(16, 5);
+  run_one(generate(b, 1));
+  b.push_back(3);
+  EXPECT_EQ(run_one(generate(b, 1)).outcome.n_reused, 16);
+}
+
 TEST_F(EngineReuse, WhatWantsEveryRowReusesNothing) {
   make();
   run_one(generate(prompt(60), 5));

@@ -330,7 +330,8 @@ def test_chat(demo):
     nxt = demo.chat(
         [*messages, g.message, {"role": "user", "content": "And then?"}], max_tokens=4, seed=1
     )
-    assert nxt.timings.cached_tokens >= len(g.prompt_tokens) - 2
+    common = np.cumprod(nxt.prompt_tokens[: len(g.prompt_tokens)] == g.prompt_tokens).sum()
+    assert nxt.timings.cached_tokens >= (common if common >= 16 else 0)
     with pytest.raises(moesaic.ArgumentError):
         demo.chat("hello")
     with pytest.raises(moesaic.ArgumentError):
