@@ -24,9 +24,12 @@ std::vector<const Table*> runnable_tables() {
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   const bool has_vnni = has_avx512 && __builtin_cpu_supports("avx512vnni") &&
                         __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("gfni");
-  if (has_avx2) tables.push_back(&avx2::table());
-  if (has_avx512) tables.push_back(&avx512::table());
-  if (has_vnni) tables.push_back(&avx512vnni::table());
+  const auto add = [&tables](bool runs_here, const Table* (*table)()) {
+    if (runs_here && table() != nullptr) tables.push_back(table());
+  };
+  add(has_avx2, avx2::table);
+  add(has_avx512, avx512::table);
+  add(has_vnni, avx512vnni::table);
   return tables;
 }
 

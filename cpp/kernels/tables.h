@@ -1,4 +1,5 @@
-// The list of tables that are compiled in, for table.cpp alone.
+// The tables there can be, for table.cpp alone. A table that the build leaves out (MOESAIC_ISAS)
+// comes from missing/ and is null.
 #pragma once
 
 #include "kernels/table.h"
@@ -9,13 +10,13 @@ namespace generic {
 const Table& table();
 }
 namespace avx2 {
-const Table& table();
+const Table* table();
 }
 namespace avx512 {
-const Table& table();
+const Table* table();
 }
 namespace avx512vnni {
-const Table& table();
+const Table* table();
 }
 
 }  // namespace moesaic::kernels

@@ -11,7 +11,7 @@ void fill_k_quants(Table& table);
 void fill_iq(Table& table);
 void fill_small(Table& table);
 
-const Table& table() {
+const Table* table() {
   static Table instance = {};
   static const bool filled = [] {
     fill_float_part<Simd>(instance, {MOESAIC_ISA_NAME, MOESAIC_ISA_NAME "/F32",
@@ -24,7 +24,7 @@ const Table& table() {
     return true;
   }();
   static_cast<void>(filled);
-  return instance;
+  return &instance;
 }
 
 }  // namespace moesaic::kernels::MOESAIC_ISA_NAMESPACE
