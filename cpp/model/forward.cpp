@@ -47,6 +47,14 @@ Forward::Forward(backend::Backend& backend, const Config& config, const Slice& s
   }
 }
 
+bool Forward::takes_decompressed(const SequenceRows& rows) const {
+  if (options_.deterministic || weights_.layers.empty()) return false;
+  const LayerWeights& any = weights_.layers.front();
+  return any.attn_w_k != nullptr &&
+         prefer_decompressed(config_, rows.n_rows, rows.start + rows.n_rows,
+                             mla_matmul_cost(any.attn_v_b->type()));
+}
+
 // Checks the rows and makes what the layers need to know of them; returns their number.
 std::int64_t Forward::set_rows(const ForwardInput& input) {
   positions_.clear();
@@ -71,10 +79,7 @@ std::int64_t Forward::set_rows(const ForwardInput& input) {
     for (std::int64_t r = 0; r < rows.n_rows; ++r) {
       positions_.push_back(static_cast<std::int32_t>(rows.start + r));
     }
-    const bool decompressed = config_.mla.kv_lora > 0 && !options_.deterministic &&
-                              !weights_.layers.empty() &&
-                              weights_.layers.front().attn_w_k != nullptr &&
-                              prefer_decompressed(config_, rows.n_rows, rows.start + rows.n_rows);
+    const bool decompressed = takes_decompressed(rows);
     if (runs_.empty() || runs_.back().decompressed != decompressed) {
       runs_.push_back({decompressed, rows.row_begin, 0, std::span(shifted_).subspan(i, 0)});
     }

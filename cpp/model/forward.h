@@ -56,6 +56,7 @@ class Forward {
   void run(const ForwardInput& input, const ForwardOutput& output);
 
  private:
+  bool takes_decompressed(const backend::SequenceRows& rows) const;
   std::int64_t set_rows(const ForwardInput& input);
   void enter(const ForwardInput& input, std::int64_t n);
   void run_layer(const LayerContext& context, std::int64_t layer);

@@ -57,7 +57,11 @@ void run_ffn(const LayerContext& context, const LayerPlace& place, const backend
              const backend::Mat& out);
 
 // Whether the decompressed form of MLA is cheaper for n_rows queries over n_keys cached rows, by
-// multiplications.
-bool prefer_decompressed(const Config& config, std::int64_t n_rows, std::int64_t n_keys);
+// multiply-adds. matmul_cost: of a multiply-add with a weight, in those of attention.
+bool prefer_decompressed(const Config& config, std::int64_t n_rows, std::int64_t n_keys,
+                         double matmul_cost);
+// matmul_cost for the type of attn_v_b: eight-bit dots cost about a third of attention's floats
+// (measured with 16 heads of Kimi's sizes: the forms meet at 60 rows, with float weights at 180).
+double mla_matmul_cost(quant::Qtype type);
 
 }  // namespace moesaic::model

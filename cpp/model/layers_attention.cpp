@@ -144,15 +144,23 @@ void run_mla(const LayerContext& context, const LayerPlace& place, const Mat& no
 
 }  // namespace
 
-bool prefer_decompressed(const Config& config, std::int64_t n_rows, std::int64_t n_keys) {
+bool prefer_decompressed(const Config& config, std::int64_t n_rows, std::int64_t n_keys,
+                         double matmul_cost) {
   const MlaConfig& mla = config.mla;
   const auto rows = static_cast<double>(n_rows);
   const auto keys = static_cast<double>(n_keys);
-  const double absorbed = rows * keys * static_cast<double>(2 * mla.kv_lora + mla.d_rope) +
-                          rows * static_cast<double>(mla.kv_lora * (mla.d_nope + mla.d_v));
-  const double decompressed = rows * keys * static_cast<double>(mla.d_nope + mla.d_rope + mla.d_v) +
-                              keys * static_cast<double>(mla.kv_lora * (mla.d_nope + mla.d_v));
+  const double per_row = matmul_cost * static_cast<double>(mla.kv_lora * (mla.d_nope + mla.d_v));
+  const double absorbed =
+      rows * keys * static_cast<double>(2 * mla.kv_lora + mla.d_rope) + rows * per_row;
+  const double decompressed =
+      rows * keys * static_cast<double>(mla.d_nope + mla.d_rope + mla.d_v) + keys * per_row;
   return decompressed < absorbed;
+}
+
+double mla_matmul_cost(quant::Qtype type) {
+  const bool is_float =
+      type == quant::Qtype::kF32 || type == quant::Qtype::kF16 || type == quant::Qtype::kBF16;
+  return is_float ? 1.0 : 0.35;
 }
 
 void run_attention(const LayerContext& context, const LayerPlace& place, const backend::Mat& normed,

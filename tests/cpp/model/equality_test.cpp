@@ -161,8 +161,8 @@ TEST(Mla, FormsAgreeUpToRounding) {
     options.deterministic = true;
     const auto fixed = testing::load(recipe, options);
     const auto tokens = testing::some_tokens(kTokens, free->config().vocab, 4);
-    ASSERT_TRUE(prefer_decompressed(free->config(), kTokens, kTokens));
-    ASSERT_FALSE(prefer_decompressed(free->config(), 1, kTokens));
+    ASSERT_TRUE(prefer_decompressed(free->config(), kTokens, kTokens, 1.0));
+    ASSERT_FALSE(prefer_decompressed(free->config(), 1, kTokens, 1.0));
     const auto decompressed = testing::all_logits(*free, tokens, kTokens);
     const auto absorbed = testing::all_logits(*fixed, tokens, kTokens);
     EXPECT_LT(largest_difference(decompressed, absorbed), 2e-4);
@@ -170,13 +170,20 @@ TEST(Mla, FormsAgreeUpToRounding) {
   }
 }
 
-TEST(Mla, KimiPrefersDecompressionFromSomeHundredRowsOn) {
+TEST(Mla, KimiPrefersDecompressionFromSomeRowsOn) {
   Config config;
   config.n_heads = 64;
   config.mla = {.q_lora = 1536, .kv_lora = 512, .d_nope = 128, .d_rope = 64, .d_v = 128};
-  EXPECT_FALSE(prefer_decompressed(config, 1, 4096));
-  EXPECT_FALSE(prefer_decompressed(config, 128, 16384));  // FACTS.md: above about 171
-  EXPECT_TRUE(prefer_decompressed(config, 512, 16384));
+  // FACTS.md: above about 171 by multiplications alone.
+  EXPECT_FALSE(prefer_decompressed(config, 160, 16384, 1.0));
+  EXPECT_TRUE(prefer_decompressed(config, 180, 16384, 1.0));
+  const double eight_bits = mla_matmul_cost(quant::Qtype::kQ8_0);
+  EXPECT_EQ(mla_matmul_cost(quant::Qtype::kF16), 1.0);
+  for (const std::int64_t n_keys : {512, 16384, 262144}) {
+    EXPECT_FALSE(prefer_decompressed(config, 1, n_keys, eight_bits));
+    EXPECT_FALSE(prefer_decompressed(config, 32, n_keys, eight_bits));
+    EXPECT_TRUE(prefer_decompressed(config, 128, n_keys, eight_bits));
+  }
 }
 
 }  // namespace
