@@ -95,7 +95,7 @@ def spm_by_definition(text: str, scores: dict[str, float]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", BYTE_LEVEL)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(text=TEXT)
 def test_any_text_comes_back(name: str, text: str) -> None:
     tokenizer = cached(name)
@@ -192,7 +192,7 @@ def test_monotonous_texts_are_no_trap(char: str) -> None:
 
 
 @pytest.mark.parametrize("name", SPM)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(text=TEXT)
 def test_any_text_comes_back_from_sentencepiece(name: str, text: str) -> None:
     text = text.replace("\u2581", "_")

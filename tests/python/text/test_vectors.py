@@ -43,6 +43,8 @@ def test_text_comes_back(vocabulary_name: str) -> None:
     for v in load(vocabulary_name)["vectors"]:
         if v["special"]:
             continue
+        if vocabulary_name == "falcon" and "\x0b" in v["text"]:
+            continue  # its vocabulary has no token for that byte
         if (
             "\u2581" in v["text"]
             and load(vocabulary_name)["keys"]["tokenizer.ggml.model"] != "gpt2"
