@@ -13,8 +13,8 @@ namespace py = pybind11;
 namespace moesaic::bindings {
 namespace {
 
-py::dict memory_dict(const model::MemoryNeed& need) {
-  py::dict out;
+Dict memory_dict(const model::MemoryNeed& need) {
+  Dict out;
   out["weights_bytes"] = need.weights_bytes;
   out["derived_bytes"] = need.derived_bytes;
   out["kv_bytes"] = need.kv_bytes;
@@ -23,8 +23,8 @@ py::dict memory_dict(const model::MemoryNeed& need) {
   return out;
 }
 
-py::dict stats_dict(const engine::EngineStats& stats) {
-  py::dict out;
+Dict stats_dict(const engine::EngineStats& stats) {
+  Dict out;
   out["steps"] = stats.steps;
   out["prompt_rows"] = stats.prompt_rows;
   out["decode_rows"] = stats.decode_rows;

@@ -1,5 +1,6 @@
 // Loading a model on a thread of its own, so that Ctrl-C and a progress callback work meanwhile.
 #include <pybind11/stl.h>
+#include <pybind11/typing.h>
 
 #include <atomic>
 #include <optional>
@@ -14,6 +15,8 @@ namespace py = pybind11;
 namespace moesaic::bindings {
 namespace {
 
+using Progress = py::typing::Callable<py::object(std::uint64_t, std::uint64_t)>;
+
 backend::KvType kv_type_from(const std::string& name) {
   if (name == "f16") return backend::KvType::kF16;
   if (name == "f32") return backend::KvType::kF32;
@@ -24,7 +27,7 @@ backend::KvType kv_type_from(const std::string& name) {
 std::shared_ptr<EngineHandle> load(const py::bytes& path, std::int64_t n_ctx,
                                    std::int64_t kv_tokens, int threads, const std::string& backend,
                                    bool deterministic, const std::string& kv_type,
-                                   const std::optional<py::function>& progress) {
+                                   const std::optional<Progress>& progress) {
   std::atomic<std::uint64_t> done{0};
   std::atomic<std::uint64_t> total{0};
   model::LoadOptions options;

@@ -45,10 +45,10 @@ class Batch {
     }
   }
 
-  py::dict take(std::size_t i) {
+  Dict take(std::size_t i) {
     engine::Update update = at(i).take();
     finished_[i] = update.finished;
-    py::dict out;
+    Dict out;
     py::list tokens(update.tokens.size());
     for (std::size_t k = 0; k < update.tokens.size(); ++k) {
       model::Sampled& sampled = update.tokens[k];
@@ -65,13 +65,13 @@ class Batch {
   }
 
   // Raises the request's error.
-  py::dict outcome(std::size_t i) {
+  Dict outcome(std::size_t i) {
     engine::Request& request = at(i);
     engine::Outcome outcome = request.take_outcome();
     if (outcome.finish == engine::Finish::kFailed && outcome.error) {
       std::rethrow_exception(outcome.error);
     }
-    py::dict out;
+    Dict out;
     out["finish"] = finish_name(outcome.finish);
     out["stop_token"] = outcome.stop_token;
     out["n_reused"] = outcome.n_reused;
@@ -156,8 +156,8 @@ class Batch {
     return own(std::move(logits));
   }
 
-  static py::dict captures_dict(std::vector<model::Captured> captures) {
-    py::dict out;
+  static Dict captures_dict(std::vector<model::Captured> captures) {
+    Dict out;
     for (model::Captured& captured : captures) {
       const Shape shape = {static_cast<py::ssize_t>(captured.n_rows),
                            static_cast<py::ssize_t>(captured.n_cols)};
@@ -188,14 +188,14 @@ std::vector<std::int32_t> plain_ids(const py::object& tokens, const std::string&
 }
 
 RequestSpec make_request(const std::string& where, const py::object& tokens,
-                         const std::string& logits, const SessionHandle* session,
+                         const std::string& logits, std::optional<SessionHandle*> session,
                          const std::vector<std::pair<std::int32_t, std::int32_t>>& targets,
                          const std::vector<std::string>& capture, bool reuse, int priority) {
   RequestSpec spec;
   spec.where = where;
   spec.tokens = plain_ids(tokens, where);
   spec.logits = logits_from(logits, where);
-  if (session != nullptr) spec.session = session->state();
+  if (session) spec.session = (*session)->state();
   for (const auto& [row, token] : targets) spec.targets.push_back({row, token});
   spec.capture = capture;
   spec.reuse = reuse;
@@ -207,7 +207,8 @@ RequestSpec make_generation(const std::string& where, const py::object& tokens,
                             const SamplerSpec& sampler, std::int64_t max_tokens,
                             const std::vector<std::int32_t>& stop_tokens, bool external,
                             const std::vector<std::string>& capture, bool reuse, int priority) {
-  RequestSpec spec = make_request(where, tokens, "none", nullptr, {}, capture, reuse, priority);
+  RequestSpec spec =
+      make_request(where, tokens, "none", std::nullopt, {}, capture, reuse, priority);
   spec.generate.emplace();
   spec.generate->sampler = sampler;
   spec.generate->max_tokens = max_tokens;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <pybind11/pybind11.h>
+#include <pybind11/typing.h>
 
 #include <memory>
 #include <string>
@@ -11,6 +12,9 @@
 #include "engine/engine.h"
 
 namespace moesaic::bindings {
+
+// A dict of names to values, as the stubs say it.
+using Dict = pybind11::typing::Dict<pybind11::str, pybind11::object>;
 
 // A loaded model. Sessions and batches keep it alive.
 struct EngineHandle {

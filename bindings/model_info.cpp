@@ -23,8 +23,8 @@ const char* router_name(backend::RouterFunction function) {
   return "unknown";
 }
 
-py::dict config_dict(const model::Config& config) {
-  py::dict out;
+Dict config_dict(const model::Config& config) {
+  Dict out;
   out["arch"] = config.arch;
   out["name"] = config.name;
   out["n_layers"] = config.n_layers;
@@ -79,7 +79,7 @@ void register_model_info(py::module_& m) {
         options.n_ctx = n_ctx;
         const model::MemoryNeed need =
             model::memory_need(model::understand(gguf::File::open(path)), options);
-        py::dict out;
+        Dict out;
         out["weights_bytes"] = need.weights_bytes;
         out["derived_bytes"] = need.derived_bytes;
         out["kv_bytes"] = need.kv_bytes;

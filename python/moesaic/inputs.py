@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 #: One prompt: text, or token ids as a list of int or an integer array (n,).
 Prompt = str | Sequence[int] | npt.NDArray[np.integer[Any]]
+#: Many of them, for one batch.
+PromptList = list[str] | list[list[int]] | list[npt.NDArray[np.integer[Any]]] | list[Prompt]
 Tokens = npt.NDArray[np.int32]
 
 

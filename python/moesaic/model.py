@@ -28,7 +28,7 @@ from moesaic.generation import (
     drive,
 )
 from moesaic.gguf import GGUF
-from moesaic.inputs import Prompt, Tokens, flag, integer, is_batch, prompt_ids, token_ids
+from moesaic.inputs import Prompt, PromptList, Tokens, flag, integer, is_batch, prompt_ids, token_ids
 from moesaic.progress import Progress, Reporter
 from moesaic.progress import check as check_progress
 from moesaic.results import Chunk, Generation, Timings
@@ -120,27 +120,30 @@ class Model:
     ) -> None:
         where = "Model"
         encoded = encoded_path(path, where)
-        options = {
-            "n_ctx": integer(n_ctx, "n_ctx", where, 1, 2**30),
-            "kv_tokens": 0
-            if kv_tokens is None
-            else integer(kv_tokens, "kv_tokens", where, 1, 2**40),
-            "threads": 0
-            if threads is None
-            else integer(threads, "threads", where, 1, _MAX_THREADS),
-            "backend": _one_of(backend, "backend", ["auto", *_core.available_backends()]),
-            "deterministic": flag(deterministic, "deterministic", where),
-            "kv_type": _one_of(kv_type, "kv_type", ["f16", "f32"]),
-        }
+        deterministic = flag(deterministic, "deterministic", where)
+        integer(n_ctx, "n_ctx", where, 1, 2**30)
+        if kv_tokens is not None:
+            integer(kv_tokens, "kv_tokens", where, 1, 2**40)
+        if threads is not None:
+            integer(threads, "threads", where, 1, _MAX_THREADS)
+        _one_of(backend, "backend", ["auto", *_core.available_backends()])
+        _one_of(kv_type, "kv_type", ["f16", "f32"])
         self._progress = check_progress(progress)
         self._file = GGUF(path)
         with Reporter(progress, "load") as report:
             self._engine: _core.Engine = _core.load_model(
-                path=encoded, progress=report.update if report.active else None, **options
+                path=encoded,
+                n_ctx=n_ctx,
+                kv_tokens=kv_tokens or 0,
+                threads=threads or 0,
+                backend=backend,
+                deterministic=deterministic,
+                kv_type=kv_type,
+                progress=report.update if report.active else None,
             )
         self._path = os.fspath(path)
         self._config = Config.from_core(_core.engine_config(self._engine))
-        self._deterministic = options["deterministic"]
+        self._deterministic = deterministic
         self._capture_names = tuple(self._engine.capture_names)
         self._lock = threading.Lock()
         self._tokenizer: Tokenizer | None = None
@@ -440,19 +443,17 @@ class Model:
     # -- generation --------------------------------------------------------------------------------
 
     @overload
-    def generate(self, prompt: str, **options: Unpack[GenerateOptions]) -> Generation: ...
-    @overload
     def generate(
-        self, prompt: npt.NDArray[np.integer[Any]], **options: Unpack[GenerateOptions]
+        self,
+        prompt: str | Sequence[int] | npt.NDArray[np.integer[Any]],
+        **options: Unpack[GenerateOptions],
     ) -> Generation: ...
     @overload
-    def generate(self, prompt: Sequence[int], **options: Unpack[GenerateOptions]) -> Generation: ...
-    @overload
     def generate(
-        self, prompt: Sequence[Prompt], **options: Unpack[GenerateOptions]
+        self, prompt: PromptList, **options: Unpack[GenerateOptions]
     ) -> list[Generation]: ...
     def generate(
-        self, prompt: Prompt | Sequence[Prompt], **options: Unpack[GenerateOptions]
+        self, prompt: Prompt | PromptList, **options: Unpack[GenerateOptions]
     ) -> Generation | list[Generation]:
         """Continue a prompt, or many at once.
 

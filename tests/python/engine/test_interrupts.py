@@ -269,7 +269,7 @@ def test_open_and_close_again_and_again():
 
     def once():
         with moesaic.Model.demo(progress=False) as m:
-            m.generate([[1, 2, 3], [4]], max_tokens=3, ignore_eos=True)
+            m.generate([[1, 2, 3], [4]], max_tokens=2, ignore_eos=True)
             s = m.session()
             s.forward([1] * 70)
             s.fork()
@@ -293,11 +293,11 @@ def test_generations_do_not_leak(demo):
 
     def once(i):
         demo.generate([i % 100 + 5, 9], max_tokens=4, capture="embed", logprobs=3, seed=i)
-        demo.capture([i % 100 + 5, 9] * 40, "*")
+        demo.capture([i % 100 + 5, 9] * 10, "*")
 
-    for i in range(100):
+    for i in range(50):
         once(i)
     rss = process.memory_info().rss
-    for i in range(200):
+    for i in range(150):
         once(i)
     assert process.memory_info().rss - rss < 16 << 20
