@@ -112,9 +112,8 @@ struct AttentionBlock {
     std::int64_t last = job.last[q0 + i] - chunk_start;
     if (first < low) first = low;
     if (last > high) last = high;
-    for (int t = begin16; t < end16; ++t) {
-      if (t < first || t >= last) score[t] = none;
-    }
+    for (std::int64_t t = begin16; t < first && t < end16; ++t) score[t] = none;
+    for (std::int64_t t = last > begin16 ? last : begin16; t < end16; ++t) score[t] = none;
     F best = S::set1(none);
     for (int t = begin16; t < end16; t += 16) best = S::max(best, S::load(score + t));
     const float maximum = S::reduce_max(best);
