@@ -1,7 +1,7 @@
 """Worst differences of Moesaic to `transformers` on the tiny models of tests/data/families.
 
 Prints one JSON line per model: logits (median and maximum over the stored rows of a row's largest
-difference, share of rows above 0.05), hidden states, router choices, greedy tokens. The limits are
+difference, rows above 0.05), hidden states, router choices, greedy tokens. The limits are
 issue 3's; exit status 1 when one is broken. Not a test (the tests have their own, derived
 tolerances): a table for people. Needs only moesaic and numpy.
 
@@ -22,6 +22,7 @@ import moesaic
 
 FAMILIES = Path(__file__).resolve().parents[2] / "tests" / "data" / "families"
 MEDIAN_LIMIT = 4e-3
+AGAINST_LLAMA = 1.1  # where experts are quantized: times llama.cpp's own difference
 ROW_LIMIT = 0.05
 ROWS_ABOVE = 0.02
 N_GREEDY = 16
@@ -87,8 +88,16 @@ def measure(facts: dict[str, Any], args: argparse.Namespace) -> bool:
             run = model.generate(facts["prompts"][name], max_tokens=N_GREEDY, temperature=0)
             equal.append([int(t) for t in run.tokens] == wanted)
         line["greedy_equal"] = equal
-    good = line["median"] <= MEDIAN_LIMIT
-    good &= line["rows_above_0.05"] <= ROWS_ABOVE * line["rows"] and all(equal)
+    # Quantized activations are no error of the forward pass: llama.cpp's are the measure then.
+    llama = facts["llama_cpp"].get("mxfp4_experts")
+    if llama is not None:
+        line["llama_median"] = llama["median_row_logit_diff"]
+        line["llama_max"] = llama["max_abs_logit_diff"]
+        good = line["median"] <= AGAINST_LLAMA * line["llama_median"]
+    else:
+        good = line["median"] <= MEDIAN_LIMIT
+        good &= line["rows_above_0.05"] <= ROWS_ABOVE * line["rows"]
+    good &= all(equal)
     line["ok"] = good
     print(json.dumps({k: float(f"{v:.3g}") if type(v) is float else v for k, v in line.items()}))
     return good

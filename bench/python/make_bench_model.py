@@ -1,15 +1,17 @@
-"""Random-weight GGUF models for the benches, written in seconds: nothing is quantised, blocks are made of random bits.
+"""Random-weight GGUF models for the benches, written in seconds: nothing is quantised, blocks are
+made of random bits.
 
     python bench/python/make_bench_model.py kimi /tmp/kimi.gguf
 
 | name | shape | types |
 |---|---|---|
-| kimi | deepseek2 as Kimi K2: 8 layers, 128 experts of 768, top 8, 1 shared, MLA | gate/up Q2_K, down Q3_K, rest Q4_K Q5_K Q6_K |
+| kimi | deepseek2, MLA, 8 layers, 128 experts of 768, top 8, 1 shared | Q2_K, Q3_K, Q4_K to Q6_K |
 | qwen3moe | GQA 32/4 heads, 8 layers, 64 experts of 768, top 8 | Q4_K, Q6_K |
-| gptoss | sinks, sliding window, biases, 4 layers, 32 experts of 2880, top 4 | MXFP4 experts, Q8_0 |
+| gptoss | sinks, sliding window, biases, 4 layers, 32 experts of 2880, top 4 | MXFP4, Q8_0 |
 | kimi-iq | kimi in the "dynamic 1 bit" mixture | IQ1_S, IQ1_M, IQ2_XXS, IQ3_XXS, IQ4_XS |
 
-Both engines read these files. The vocabulary is made up (256 bytes, then names): prompts are token ids.
+Both engines read these files. The vocabulary is made up (256 bytes, then names): prompts are
+token ids.
 """
 
 from __future__ import annotations
@@ -19,11 +21,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import moesaic
 import numpy as np
-from moesaic.gguf import Typed
-
 from random_blocks import random_weight
+
+import moesaic
+from moesaic.gguf import Typed
 
 Tensors = dict[str, Any]
 MERGES = ["t h", "th e", "a n", "an d"]
@@ -72,11 +74,15 @@ class Builder:
         self.tensors[name] = self.rng.standard_normal(shape).astype(np.float32) * np.float32(0.02)
 
 
-KIMI_TYPES = {"gate_up": ("Q2_K",), "down": ("Q3_K",), "attn": "Q4_K", "kv_a": "Q6_K", "out": "Q5_K", "dense": "Q4_K",
+KIMI_TYPES = {"gate_up": ("Q2_K",), "down": ("Q3_K",), "attn": "Q4_K", "kv_a": "Q6_K",
+"out": "Q5_K", "dense": "Q4_K",
               "shexp": "Q5_K", "embed": "Q4_K", "head": "Q6_K"}  # fmt: skip
-# As the dynamic 1-bit files are mixed: most gates and ups at 1.6 bits, downs above them, the rest at 4.
-IQ_TYPES = {"gate_up": ("IQ1_S", "IQ1_M", "IQ2_XXS"), "down": ("IQ2_XXS", "IQ3_XXS"), "attn": "IQ4_XS", "kv_a": "IQ4_XS",
-            "out": "IQ4_XS", "dense": "IQ4_XS", "shexp": "IQ4_XS", "embed": "Q4_K", "head": "Q6_K"}  # fmt: skip
+# As the dynamic 1-bit files are mixed: most gates and ups at 1.6 bits, downs above them, the rest
+# at 4.
+IQ_TYPES = {"gate_up": ("IQ1_S", "IQ1_M", "IQ2_XXS"), "down": ("IQ2_XXS", "IQ3_XXS"),
+"attn": "IQ4_XS", "kv_a": "IQ4_XS",
+            "out": "IQ4_XS", "dense": "IQ4_XS", "shexp": "IQ4_XS", "embed": "Q4_K",
+            "head": "Q6_K"}  # fmt: skip
 
 
 def kimi(b: Builder, types: dict[str, Any] = KIMI_TYPES, *, n_layers: int = 8) -> dict[str, Any]:
@@ -116,7 +122,8 @@ def kimi(b: Builder, types: dict[str, Any] = KIMI_TYPES, *, n_layers: int = 8) -
     return {
         "general.architecture": "deepseek2",
         k + "block_count": n_layers, k + "context_length": 131072, k + "embedding_length": d,
-        k + "feed_forward_length": dense_ff, k + "leading_dense_block_count": 1, k + "vocab_size": vocab,
+        k + "feed_forward_length": dense_ff, k + "leading_dense_block_count": 1,
+        k + "vocab_size": vocab,
         k + "attention.head_count": heads, k + "attention.head_count_kv": 1,
         k + "attention.q_lora_rank": q_lora, k + "attention.kv_lora_rank": kv_lora,
         k + "attention.key_length": kv_lora + rope, k + "attention.value_length": kv_lora,
@@ -127,7 +134,8 @@ def kimi(b: Builder, types: dict[str, Any] = KIMI_TYPES, *, n_layers: int = 8) -
         k + "expert_weights_norm": True, k + "expert_gating_func": 2,
         k + "rope.dimension_count": rope, k + "rope.freq_base": 50000.0,
         k + "rope.scaling.type": "yarn", k + "rope.scaling.factor": 32.0,
-        k + "rope.scaling.original_context_length": 4096, k + "rope.scaling.yarn_log_multiplier": 0.1,
+        k + "rope.scaling.original_context_length": 4096,
+        k + "rope.scaling.yarn_log_multiplier": 0.1,
         **vocabulary(vocab),
     }  # fmt: skip
 
@@ -166,7 +174,8 @@ def qwen3moe(b: Builder) -> dict[str, Any]:
         k + "attention.head_count": heads, k + "attention.head_count_kv": kv_heads,
         k + "attention.key_length": d_head, k + "attention.value_length": d_head,
         k + "attention.layer_norm_rms_epsilon": 1e-6, k + "rope.freq_base": 1e6,
-        k + "expert_count": experts, k + "expert_used_count": active, k + "expert_feed_forward_length": ff,
+        k + "expert_count": experts, k + "expert_used_count": active,
+        k + "expert_feed_forward_length": ff,
         **vocabulary(vocab),
     }  # fmt: skip
 
@@ -182,7 +191,11 @@ def gptoss(b: Builder) -> dict[str, Any]:
         p = f"blk.{n}."
         b.ones(p + "attn_norm", d)
         b.ones(p + "post_attention_norm", d)
-        for name, rows in (("q", heads * d_head), ("k", kv_heads * d_head), ("v", kv_heads * d_head)):
+        for name, rows in (
+            ("q", heads * d_head),
+            ("k", kv_heads * d_head),
+            ("v", kv_heads * d_head),
+        ):
             b.weight(f"{p}attn_{name}", (rows, d), "Q8_0")
             b.small(f"{p}attn_{name}.bias", (rows,))
         b.weight(p + "attn_output", (d, heads * d_head), "Q8_0")
@@ -201,9 +214,11 @@ def gptoss(b: Builder) -> dict[str, Any]:
         k + "attention.head_count": heads, k + "attention.head_count_kv": kv_heads,
         k + "attention.key_length": d_head, k + "attention.value_length": d_head,
         k + "attention.layer_norm_rms_epsilon": 1e-5, k + "attention.sliding_window": 128,
-        k + "rope.freq_base": 150000.0, k + "rope.scaling.type": "yarn", k + "rope.scaling.factor": 32.0,
+        k + "rope.freq_base": 150000.0, k + "rope.scaling.type": "yarn",
+        k + "rope.scaling.factor": 32.0,
         k + "rope.scaling.original_context_length": 4096,
-        k + "expert_count": experts, k + "expert_used_count": active, k + "expert_feed_forward_length": ff,
+        k + "expert_count": experts, k + "expert_used_count": active,
+        k + "expert_feed_forward_length": ff,
         **vocabulary(vocab),
     }  # fmt: skip
 
@@ -227,7 +242,9 @@ def make(name: str, path: Path, *, seed: int = 1) -> None:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("model", choices=MODELS)
     parser.add_argument("path", type=Path)
     parser.add_argument("--seed", type=int, default=1)

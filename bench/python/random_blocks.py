@@ -1,22 +1,27 @@
-"""Random weights of any element type without quantising: random bits in the quants, sane numbers in the scales.
+"""Random weights of any element type without quantising: random bits in the quants, sane numbers
+in the scales.
 
-The bytes of a block are random except for its float scales. These are set so that decoded weights have mean 0 and
-standard deviation `std`: scales of 1 are decoded once on a sample, and the real ones follow from what came out.
+The bytes of a block are random except for its float scales. These are set so that decoded weights
+have mean 0 and
+standard deviation `std`: scales of 1 are decoded once on a sample, and the real ones follow from
+what came out.
 """
 
 from __future__ import annotations
 
 import math
 
-import moesaic
 import numpy as np
 import numpy.typing as npt
+
+import moesaic
 
 U8 = npt.NDArray[np.uint8]
 
 # Where a block keeps its float16 scale d, and its float16 dmin if it has one (byte offsets).
 _D = {
-    "Q4_0": 0, "Q5_0": 0, "Q8_0": 0, "IQ4_NL": 0, "IQ2_XXS": 0, "IQ2_XS": 0, "IQ2_S": 0, "IQ3_XXS": 0,
+    "Q4_0": 0, "Q5_0": 0, "Q8_0": 0, "IQ4_NL": 0, "IQ2_XXS": 0, "IQ2_XS": 0, "IQ2_S": 0,
+    "IQ3_XXS": 0,
     "IQ3_S": 0, "IQ1_S": 0, "IQ4_XS": 0, "Q4_1": 0, "Q5_1": 0, "Q4_K": 0, "Q5_K": 0, "Q3_K": 108,
     "Q6_K": 208, "Q2_K": 80, "TQ1_0": 52, "TQ2_0": 64,
 }  # fmt: skip

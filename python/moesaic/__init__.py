@@ -1,4 +1,4 @@
-"""Moesaic: run mixture-of-experts language models from GGUF files and see everything inside them as NumPy arrays.
+"""Moesaic: run mixture-of-experts models from GGUF files, and see inside them with NumPy.
 
 Start with :class:`Model`::
 

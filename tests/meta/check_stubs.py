@@ -1,7 +1,8 @@
-"""Generates python/moesaic/_core.pyi from the built extension and says whether the committed one is the same.
+"""Generates python/moesaic/_core.pyi from the built extension and says whether the committed one
+is the same.
 
-    python tests/meta/check_stubs.py            exit 1 with a diff when it is out of date
-    python tests/meta/check_stubs.py --write    rewrite it
+python tests/meta/check_stubs.py            exit 1 with a diff when it is out of date
+python tests/meta/check_stubs.py --write    rewrite it
 """
 
 import difflib
@@ -49,7 +50,10 @@ def main() -> int:
         return 0
     sys.stdout.writelines(
         difflib.unified_diff(
-            committed.splitlines(keepends=True), fresh.splitlines(keepends=True), "committed", "built"
+            committed.splitlines(keepends=True),
+            fresh.splitlines(keepends=True),
+            "committed",
+            "built",
         )
     )
     print("\npython/moesaic/_core.pyi is out of date: run ./dev stubs")

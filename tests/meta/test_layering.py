@@ -1,4 +1,5 @@
-"""Imports go downward only: the rule of DESIGN.md "Allowed imports", and intrinsics stay in kernels/."""
+"""Imports go downward only: the rule of DESIGN.md "Allowed imports", and intrinsics stay in
+kernels/."""
 
 import re
 from pathlib import Path
@@ -21,7 +22,8 @@ ALLOWED = {
     "cluster": {"model", "backend", "net", "wire", "gguf", "quant"},
     "engine": {"model", "gguf"},
 }
-# DESIGN.md names backend's imports as kernels and quant. It also says that a backend is given (file, offset, length,
+# DESIGN.md names backend's imports as kernels and quant. It also says that a backend is given
+# (file, offset, length,
 # layout): backend.h takes gguf::File for that, so gguf is added here.
 BINDINGS_FORBIDDEN = {"kernels", "net", "wire"}
 INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
@@ -84,7 +86,8 @@ def test_no_path_of_a_machine_is_committed() -> None:
     for folder in ("cpp", "bindings", "python", "tests", "bench", "training", "docs", "notebooks"):
         for path in (ROOT / folder).rglob("*"):
             if path.suffix in {".h", ".cpp", ".py", ".md", ".ipynb", ".json", ".txt"} and (
-                path != Path(__file__).resolve() and pattern.search(path.read_text(errors="replace"))
+                path != Path(__file__).resolve()
+                and pattern.search(path.read_text(errors="replace"))
             ):
                 found.append(str(path.relative_to(ROOT)))
     assert found == []

@@ -1,6 +1,7 @@
 """The ``moesaic`` command: one module per sub-command, put together here.
 
-Errors are one line on stderr that says what to do next, never a traceback. Exit codes: 0 done, 1 a Moesaic error
+Errors are one line on stderr that says what to do next, never a traceback. Exit codes: 0 done, 1
+a Moesaic error
 (bad file, not enough memory, ...), 2 wrong usage, 130 interrupted.
 """
 

@@ -1,6 +1,7 @@
 """``moesaic chat MODEL``: a conversation in the terminal.
 
-Lines are edited and remembered by readline where Python has it. A line ending in a backslash goes on in the next one,
+Lines are edited and remembered by readline where Python has it. A line ending in a backslash goes
+on in the next one,
 and three double quotes open and close a block. Lines that begin with / are commands.
 """
 
@@ -30,7 +31,8 @@ HELP = """\
 /show            the conversation, settings and tokens in use
 /save FILE       write the conversation as Markdown
 /quit            leave (also Ctrl-D)
-A line ending in \\ goes on in the next; \"\"\" opens and closes a block of lines. Ctrl-C stops an answer."""
+A line ending in \\ goes on in the next; \"\"\" opens and closes a block of lines. Ctrl-C stops an
+answer."""
 
 SETTINGS: dict[str, Callable[[str], float | int]] = {
     "temperature": float,
@@ -98,7 +100,7 @@ class Conversation:
         return False
 
     def answer(self, text: str) -> None:
-        """Ask, print the answer as it comes, and remember both; Ctrl-C keeps what was said so far."""
+        """Ask, print the answer as it comes, remember both; Ctrl-C keeps what was said."""
         self.messages.append({"role": "user", "content": text})
         said: list[str] = []
         timings = None
@@ -145,7 +147,7 @@ def converse(conversation: Conversation) -> None:
 
 
 def read_message(prompt: str) -> str:
-    """One message: a line, lines joined by a trailing backslash, or a block between triple quotes."""
+    """One message: a line, lines joined by trailing backslashes, or a block in triple quotes."""
     line = input(prompt)
     if line.strip().startswith('"""'):
         lines = [line.strip()[3:]]

@@ -15,7 +15,9 @@ DEFAULT_PROMPT = "In the beginning"
 
 
 def demo(
-    prompt: Annotated[str, typer.Option("--prompt", "-p", help="The text to go on from.")] = DEFAULT_PROMPT,
+    prompt: Annotated[
+        str, typer.Option("--prompt", "-p", help="The text to go on from.")
+    ] = DEFAULT_PROMPT,
     max_tokens: o.MaxTokens = 160,
     temperature: o.Temperature = 0.8,
     seed: o.Seed = 1,
@@ -26,7 +28,9 @@ def demo(
     with Model.demo(threads=threads) as m:
         if as_json:
             o.print_json(
-                report(m.generate(prompt, max_tokens=max_tokens, temperature=temperature, seed=seed))
+                report(
+                    m.generate(prompt, max_tokens=max_tokens, temperature=temperature, seed=seed)
+                )
             )
             return
         c = m.config

@@ -1,4 +1,4 @@
-"""``moesaic doctor``: what this machine and build are, for bug reports and for choosing settings."""
+"""``moesaic doctor``: what this machine and build are, for bug reports and settings."""
 
 from __future__ import annotations
 

@@ -24,7 +24,8 @@ def inspect(
     template: Annotated[bool, typer.Option("--template", help="Print the chat template.")] = False,
     as_json: o.Json = False,
 ) -> None:
-    """Show a file's architecture, types, layers, template, and the memory it needs by context length."""
+    """Show a file's architecture, types, layers, template, and the memory it needs by context
+    length."""
     with GGUF(str(file)) as gguf:
         report = describe(gguf, file)
         if as_json:
@@ -37,8 +38,13 @@ def inspect(
         if tensors:
             print("\ntensors")
             rows = [tensor_row(n, t) for n, t in gguf.tensors.items()]
-            cells = [
-                (r["name"], " x ".join(map(str, r["shape"])), r["qtype"], o.human_bytes(r["nbytes"]))
+            cells: list[tuple[str, ...]] = [
+                (
+                    r["name"],
+                    " x ".join(map(str, r["shape"])),
+                    r["qtype"],
+                    o.human_bytes(r["nbytes"]),
+                )
                 for r in rows
             ]
             print(o.table(cells, right=frozenset({3})))
@@ -83,7 +89,8 @@ def describe(gguf: GGUF, path: Path) -> dict[str, Any]:
 
 
 def runnable(path: Path) -> tuple[dict[str, Any] | None, str | None]:
-    """The model's configuration, or why Moesaic cannot run the file (a vocabulary, an unknown family, ...)."""
+    """The model's configuration, or why Moesaic cannot run the file (a vocabulary, an unknown
+    family, ...)."""
     try:
         return _core.describe(str(path)), None
     except FormatError as error:
@@ -93,7 +100,9 @@ def runnable(path: Path) -> tuple[dict[str, Any] | None, str | None]:
 def memory_by_context(path: Path, config: dict[str, Any]) -> list[dict[str, int]]:
     """Bytes needed at some context lengths, up to the one the model was trained for."""
     longest = int(config["n_ctx_train"]) or CONTEXT_LENGTHS[-1]
-    lengths = sorted({min(n, longest) for n in CONTEXT_LENGTHS} | {min(longest, CONTEXT_LENGTHS[-1])})
+    lengths = sorted(
+        {min(n, longest) for n in CONTEXT_LENGTHS} | {min(longest, CONTEXT_LENGTHS[-1])}
+    )
     return [{"n_ctx": n} | _core.memory_need(str(path), n_ctx=n) for n in lengths]
 
 
@@ -122,7 +131,8 @@ def tensor_row(name: str, t: Tensor) -> dict[str, Any]:
 
 def print_report(r: dict[str, Any]) -> None:
     """The report for people."""
-    size = f"{o.human_bytes(r['bytes'])} in {len(r['parts'])} file(s), {r['bits_per_weight']:.2f} bits a weight"
+    bits = f"{r['bits_per_weight']:.2f} bits a weight"
+    size = f"{o.human_bytes(r['bytes'])} in {len(r['parts'])} file(s), {bits}"
     head: list[tuple[str, ...]] = [
         ("architecture", r["arch"] + (f" ({r['name']})" if r["name"] else "")),
         ("parameters", f"{r['params']:,}"),
@@ -132,7 +142,9 @@ def print_report(r: dict[str, Any]) -> None:
     if c is not None:
         head.append(("layers", f"{c['n_layers']}, width {c['d_model']}, {c['n_heads']} heads"))
         if c["n_experts"]:
-            head.append(("experts", f"{c['n_experts']}, {c['n_active']} a token, {c['n_shared']} shared"))
+            head.append(
+                ("experts", f"{c['n_experts']}, {c['n_active']} a token, {c['n_shared']} shared")
+            )
         head.append(("trained context", f"{c['n_ctx_train']:,} tokens"))
     t = r["tokenizer"]
     if t["model"]:
@@ -149,7 +161,11 @@ def print_report(r: dict[str, Any]) -> None:
         print("\nlayers")
         cells: list[tuple[str, ...]] = []
         for run in r["layers"]:
-            span = str(run["first"]) if run["first"] == run["last"] else f"{run['first']}-{run['last']}"
+            span = (
+                str(run["first"])
+                if run["first"] == run["last"]
+                else f"{run['first']}-{run['last']}"
+            )
             each = run["bytes"] / (run["last"] - run["first"] + 1)
             cells.append((span, f"{o.human_bytes(each)} each", " ".join(run["tensors"])))
         print(o.table(cells, right=frozenset({1})))

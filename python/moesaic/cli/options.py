@@ -15,11 +15,15 @@ import typer
 from moesaic.model import Model
 
 ModelPath = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="A GGUF file, any part of a split set.", show_default=False)
+    Path,
+    typer.Argument(
+        metavar="MODEL", help="A GGUF file, any part of a split set.", show_default=False
+    ),
 ]
 ContextLength = Annotated[int, typer.Option("--n-ctx", "-c", help="Longest sequence, in tokens.")]
 Threads = Annotated[
-    int | None, typer.Option("--threads", "-t", help="CPU threads.  [default: all the process may use]")
+    int | None,
+    typer.Option("--threads", "-t", help="CPU threads.  [default: all the process may use]"),
 ]
 Deterministic = Annotated[
     bool, typer.Option("--deterministic", help="The same bytes whatever the threads and batches.")
@@ -29,7 +33,9 @@ Temperature = Annotated[float, typer.Option("--temperature", "--temp", help="0 i
 TopK = Annotated[int, typer.Option("--top-k", help="0 is off.")]
 TopP = Annotated[float, typer.Option("--top-p", help="1 is off.")]
 MinP = Annotated[float, typer.Option("--min-p", help="0 is off.")]
-Seed = Annotated[int | None, typer.Option("--seed", help="Same seed, same tokens.  [default: random]")]
+Seed = Annotated[
+    int | None, typer.Option("--seed", help="Same seed, same tokens.  [default: random]")
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
 
@@ -62,7 +68,7 @@ def print_json(value: object) -> None:
 
 
 def human_bytes(n_bytes: float) -> str:
-    """Bytes in the unit a person would choose: ``1.6 GB`` (powers of 1000, as disks and networks are sold)."""
+    """Bytes as a person would say them: ``1.6 GB`` (powers of 1000, as disks are sold)."""
     for unit in ("B", "kB", "MB", "GB"):
         if n_bytes < 1000:
             return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"

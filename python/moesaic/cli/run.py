@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from moesaic.cli import options as o
 from moesaic.errors import ArgumentError
-from moesaic.model import Generation, Model
+from moesaic.model import Model
+from moesaic.results import Generation, Timings
 
 
 def run(
@@ -31,10 +32,12 @@ def run(
 ) -> None:
     """Generate text from a prompt. The text goes to stdout, figures to stderr."""
     if prompt is None:
-        raise ArgumentError("[run] --prompt is missing: give -p TEXT, or -p - to read it from stdin")
+        raise ArgumentError(
+            "[run] --prompt is missing: give -p TEXT, or -p - to read it from stdin"
+        )
     text = sys.stdin.read() if prompt == "-" else prompt
     with o.open_model(model, n_ctx=n_ctx, threads=threads, deterministic=deterministic) as m:
-        sampling = {
+        sampling: dict[str, Any] = {
             "max_tokens": max_tokens,
             "temperature": temperature,
             "top_k": top_k,
@@ -59,12 +62,12 @@ def report(g: Generation) -> dict[str, object]:
     }
 
 
-def print_stream(m: Model, prompt: str, **sampling: object) -> None:
+def print_stream(m: Model, prompt: str, **sampling: Any) -> None:
     """Print the prompt and what follows as it comes, then one line of figures on stderr."""
     sys.stdout.write(prompt)
     sys.stdout.flush()
     timings = None
-    for chunk in m.stream(prompt, **sampling):  # type: ignore[arg-type]
+    for chunk in m.stream(prompt, **sampling):
         sys.stdout.write(chunk.text)
         sys.stdout.flush()
         timings = chunk.timings
@@ -74,9 +77,9 @@ def print_stream(m: Model, prompt: str, **sampling: object) -> None:
         print(figures(timings), file=sys.stderr)
 
 
-def figures(timings: object) -> str:
+def figures(timings: Timings) -> str:
     """Return one line of speed figures for people."""
     return (
-        f"[prompt {timings.prompt_tokens} tokens, {timings.prefill_tokens_per_s:.0f} tok/s; "  # type: ignore[attr-defined]
-        f"generated {timings.generated_tokens}, {timings.decode_tokens_per_s:.1f} tok/s]"  # type: ignore[attr-defined]
+        f"[prompt {timings.prompt_tokens} tokens, {timings.prefill_tokens_per_s:.0f} tok/s; "
+        f"generated {timings.generated_tokens}, {timings.decode_tokens_per_s:.1f} tok/s]"
     )
