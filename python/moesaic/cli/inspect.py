@@ -24,8 +24,7 @@ def inspect(
     template: Annotated[bool, typer.Option("--template", help="Print the chat template.")] = False,
     as_json: o.Json = False,
 ) -> None:
-    """Show a file's architecture, types, layers, template, and the memory it needs by context
-    length."""
+    """Show what a file holds, and the memory it needs by context length."""
     with GGUF(str(file)) as gguf:
         report = describe(gguf, file)
         if as_json:
@@ -89,8 +88,7 @@ def describe(gguf: GGUF, path: Path) -> dict[str, Any]:
 
 
 def runnable(path: Path) -> tuple[dict[str, Any] | None, str | None]:
-    """The model's configuration, or why Moesaic cannot run the file (a vocabulary, an unknown
-    family, ...)."""
+    """Return the configuration, or why Moesaic cannot run the file."""
     try:
         return _core.describe(str(path)), None
     except FormatError as error:
