@@ -280,18 +280,8 @@ def tensors_of(model: torch.nn.Module, c: Any, spec: Spec) -> dict[str, F32]:
     return out | _rope_freqs(c, spec) | _nextn(out, c, spec)
 
 
-def write(path: Path, model: torch.nn.Module, c: Any, spec: Spec, *, all_f32: bool = False) -> None:
-    """Write the model.
-
-    Parameters
-    ----------
-    path : Path
-    model, c : transformers model and its configuration
-    spec : Spec
-    all_f32 : bool
-        Store every matrix as F32, whatever the spec says: for llama.cpp, which would otherwise
-        round activations to the matrix's type.
-    """
+def write(path: Path, model: torch.nn.Module, c: Any, spec: Spec) -> None:
+    """Write the model, its matrices in the element types that the spec names."""
     writer = gguf.GGUFWriter(path, spec.arch)
     writer.add_name(spec.name)
     for key, value in metadata(c, spec).items():
@@ -309,7 +299,7 @@ def write(path: Path, model: torch.nn.Module, c: Any, spec: Spec, *, all_f32: bo
     for name, w in tensors_of(model, c, spec).items():
         store = spec.experts if spec.experts and name.endswith("_exps.weight") else spec.store
         keep = w.ndim == 1 or name.endswith((".bias", "ffn_gate_inp.weight"))
-        kind = kinds["F32" if keep or all_f32 else store]
+        kind = kinds["F32" if keep else store]
         if kind == kinds.F32:
             writer.add_tensor(name, w)
         elif kind == kinds.F16:
