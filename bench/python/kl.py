@@ -108,7 +108,7 @@ def mean_kl(truth: list[F32], other: list[F32]) -> float:
 
 def run_llama(path: Path, prompts: list[list[int]], *, f32_cache: bool) -> list[F32]:
     """Logits of every position of every prompt in llama.cpp."""
-    model = LlamaCpp(path, n_ctx=N_CTX, f32_cache=f32_cache, threads=2)
+    model = LlamaCpp(path, n_ctx=N_CTX, f32_cache=f32_cache)
     out = []
     for prompt in prompts:
         model.clear()
