@@ -16,8 +16,9 @@ using EnginePtr = std::shared_ptr<Engine>;
 using StatePtr = std::shared_ptr<SessionState>;
 
 std::unique_ptr<SessionHandle> wait_session(const EnginePtr& engine, std::future<StatePtr> future) {
-  StatePtr state =
-      wait_future(std::move(future), [&](const StatePtr& made) { engine->close_session(made); });
+  StatePtr state = wait_future(std::move(future), [&](std::future<StatePtr> unwanted) {
+    engine->abandon(std::move(unwanted));
+  });
   return std::make_unique<SessionHandle>(engine, std::move(state));
 }
 

@@ -9,7 +9,6 @@
 #include <functional>
 #include <future>
 #include <thread>
-#include <type_traits>
 #include <utility>
 
 #include "base/cancel.h"
@@ -38,43 +37,31 @@ inline void check_signals() {
   if (PyErr_CheckSignals() != 0) throw pybind11::error_already_set();
 }
 
-// The future's value. The engine answers between two steps; an interrupted wait is finished before
-// it throws (abandon(value) then undoes what was made), since the engine works on the caller's
-// data.
+// The future's value, which the engine's thread makes between two steps. An interrupted wait ends
+// at once, and abandon(future) says what becomes of the value.
 template <typename T, typename Abandon>
 T wait_future(std::future<T> future, const Abandon& abandon) {
-  std::exception_ptr interruption;
   while (true) {
     {
       const GilRelease free_gil;
       if (future.wait_for(kSignalPoll) == std::future_status::ready) break;
     }
-    if (interruption) continue;
     try {
       check_signals();
     } catch (const pybind11::error_already_set&) {
-      interruption = std::current_exception();
+      abandon(std::move(future));
+      throw;
     }
   }
   try {
-    if constexpr (std::is_void_v<T>) {
-      future.get();
-      if (interruption) std::rethrow_exception(interruption);
-    } else {
-      T value = future.get();
-      if (interruption) {
-        abandon(value);
-        std::rethrow_exception(interruption);
-      }
-      return value;
-    }
+    return future.get();
   } catch (const std::future_error&) {
     fail<ClosedError>("[Model] it was closed meanwhile; load it again");
   }
 }
 template <typename T>
 T wait_future(std::future<T> future) {
-  return wait_future(std::move(future), [](const auto&) {});
+  return wait_future(std::move(future), [](const std::future<T>&) {});
 }
 
 // Runs work(flag) on a thread of its own. on_poll is called with the GIL every 25 ms (progress).

@@ -84,14 +84,31 @@ void check_wishes(const RequestSpec& spec, const EngineFacts& facts) {
     }
     if (spec.session) fail<InternalError>("[", spec.where, "] generate on a session");
   }
-  const std::int64_t rows = spec.logits == model::Logits::kAll ? n : 1;
-  const std::uint64_t bytes = static_cast<std::uint64_t>(rows) *
-                              static_cast<std::uint64_t>(facts.config.vocab) * sizeof(float);
+}
+
+// What comes back must fit; small results are not worth asking the system.
+void check_results(const RequestSpec& spec, const EngineFacts& facts) {
+  const model::Config& config = facts.config;
+  std::int64_t width = spec.logits == model::Logits::kAll ? config.vocab : 0;
+  for (const std::string& name : spec.capture) {
+    if (name.ends_with("router.logits")) {
+      width += config.moe.n_experts;
+    } else if (name.ends_with("router.experts") || name.ends_with("router.weights")) {
+      width += config.moe.n_active;
+    } else {
+      width += name == "logits" ? config.vocab : config.d_model;
+    }
+  }
+  constexpr std::uint64_t kAlwaysFits = std::uint64_t{64} << 20U;
+  const std::uint64_t bytes = static_cast<std::uint64_t>(width) * spec.tokens.size() * 4;
+  if (bytes <= kAlwaysFits) return;
   const std::uint64_t free = available_memory_bytes();
-  if (spec.logits == model::Logits::kAll && bytes > free) {
+  if (bytes > free) {
     throw OutOfMemoryError(
-        strcat("[", spec.where, "] logits of ", rows, " positions need ", bytes,
-               " bytes, free are ", free, "; ask for logits=\"last\" of a session, or use score()"),
+        strcat("[", spec.where, "] logits and captures of ", spec.tokens.size(), " positions need ",
+               bytes, " bytes, free are ", free,
+               "; capture fewer names, run fewer tokens at a time in a session, ask for "
+               "logits=\"last\", or use score()"),
         bytes, free);
   }
 }
@@ -170,6 +187,7 @@ std::vector<std::shared_ptr<Request>> Engine::submit(std::vector<RequestSpec> sp
     check_usable(spec.where);
     check_tokens(spec, facts_);
     check_wishes(spec, facts_);
+    check_results(spec, facts_);
     check_length(spec, spec.session ? marks.mark(spec) : 0, facts_);
     requests.push_back(std::make_shared<Request>(std::move(spec), channel, requests.size()));
   }
@@ -203,6 +221,17 @@ std::future<std::shared_ptr<SessionState>> Engine::fork_session(
   check_usable("Session.fork");
   return core_->call(
       [core = core_.get(), session, n_tokens] { return core->fork_session(*session, n_tokens); });
+}
+
+void Engine::abandon(std::future<std::shared_ptr<SessionState>> session) {
+  if (::getpid() != pid_) return;
+  // Commands run in order: by then the session is there, or what it failed with.
+  core_->post([core = core_.get(), future = session.share()] {
+    try {
+      core->close_session(*future.get());
+    } catch (...) {  // there is none
+    }
+  });
 }
 
 std::future<void> Engine::truncate_session(const std::shared_ptr<SessionState>& session,

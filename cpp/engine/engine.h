@@ -89,6 +89,8 @@ class Engine {
   std::future<void> truncate_session(const std::shared_ptr<SessionState>& session,
                                      std::int64_t n_tokens);
   void close_session(const std::shared_ptr<SessionState>& session) noexcept;  // returns at once
+  // For a session asked for above that nobody waits for any more: it is closed when it is there.
+  void abandon(std::future<std::shared_ptr<SessionState>> session);
   struct SavedSession {
     std::vector<std::int32_t> tokens;
     std::vector<std::uint8_t> kv;  // canonical order (layer, token)

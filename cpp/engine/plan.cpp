@@ -45,7 +45,7 @@ void Pacer::record(std::int64_t prompt_rows, std::int64_t decode_rows,
   if (prompt_rows == 0) {
     blend(seconds_per_decode_step_, took.count());
   } else if (prompt_rows >= decode_rows) {
-    const double own = took.count() - (decode_rows > 0 ? seconds_per_decode_step_ : 0.0);
+    const double own = took.count() - seconds_per_decode_step_;
     blend(seconds_per_prompt_row_,
           std::max(own, 0.2 * took.count()) / static_cast<double>(prompt_rows));
   }

@@ -28,16 +28,17 @@ class Pacer {
       : max_rows_(max_rows), target_(target) {}
   void record(std::int64_t prompt_rows, std::int64_t decode_rows,
               std::chrono::duration<double> took);
-  // With one request in flight its cancel flag stops a step midway, and nobody else waits: all
-  // rows. Else as many as take about `target`, or as long as the decode rows themselves do,
-  // whichever is more.
+  // While only one call is served (alone) its cancel flag stops a step midway, and nobody else
+  // waits: all rows. Else as many as add about `target`, or as long as the decode rows themselves
+  // take, whichever is more.
   std::int64_t prompt_budget(bool alone) const;
 
  private:
   static constexpr std::int64_t kMinRows = 32;  // fewer would waste a pass over the weights
   std::int64_t max_rows_;
   std::chrono::duration<double> target_;
-  double seconds_per_prompt_row_ = 0.0;  // 0: not measured yet
+  // A step costs a fixed part (a pass over the weights: about a decode step) and a part per row.
+  double seconds_per_prompt_row_ = 0.0;  // without the fixed part; 0: not measured yet
   double seconds_per_decode_step_ = 0.0;
 };
 

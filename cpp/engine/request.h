@@ -100,6 +100,7 @@ class Request {
       : spec_(std::move(spec)), channel_(std::move(channel)), index_(index) {}
 
   const RequestSpec& spec() const { return spec_; }
+  const Channel* channel() const { return channel_.get(); }  // requests of one call share it
   bool cancelled() const { return cancelled_.load(std::memory_order_acquire); }
 
   // The caller's side.

@@ -26,10 +26,17 @@ std::vector<std::int32_t> history_before(std::span<const std::int32_t> tokens, s
   return {from, from + n};
 }
 
-// Appends the rows of a step to what was captured before.
-void append(std::vector<model::Captured>& all, std::vector<model::Captured> more) {
+// Appends the rows of a step to what was captured before. The first step makes room for all rows
+// of the prompt.
+void append(std::vector<model::Captured>& all, std::vector<model::Captured> more,
+            std::size_t n_rows) {
   if (all.empty()) {
     all = std::move(more);
+    for (model::Captured& captured : all) {
+      const auto n = static_cast<std::size_t>(captured.n_cols) * n_rows;
+      if (!captured.values.empty()) captured.values.reserve(n);
+      if (!captured.ids.empty()) captured.ids.reserve(n);
+    }
     return;
   }
   if (all.size() != more.size()) fail<InternalError>("[engine] captures changed between steps");
@@ -69,7 +76,9 @@ bool Core::run_step() {
 }
 
 std::vector<std::size_t> Core::choose_rows(std::vector<std::int64_t>& rows, bool& alone) {
-  alone = active_.size() == 1;
+  alone = std::all_of(active_.begin(), active_.end(), [this](const Active& active) {
+    return active.request->channel() == active_.front().request->channel();
+  });
   // A step has one list of captures. Of several lists, the one that waited longest goes.
   const std::vector<std::string>* captures = nullptr;
   std::uint64_t oldest = 0;
@@ -197,7 +206,7 @@ void Core::apply(Active& active, std::int64_t n_rows, model::SequenceResult resu
   Outcome& outcome = active.outcome;
   const bool in_prompt = active.cached < active.prompt_end;
   active.cached += n_rows;
-  append(outcome.captures, std::move(result.captures));
+  append(outcome.captures, std::move(result.captures), spec.tokens.size());
   outcome.targets.insert(outcome.targets.end(), result.targets.begin(), result.targets.end());
   if (spec.logits == model::Logits::kAll) {
     if (outcome.logits.empty()) {  // one allocation, of the final size

@@ -62,6 +62,11 @@ TEST(Pacer, AloneTakesAllAndSharedTakesTheTarget) {
   EXPECT_EQ(pacer.prompt_budget(false), 512);
   for (int i = 0; i < 50; ++i) pacer.record(100, 0, Seconds(0.040));
   EXPECT_EQ(pacer.prompt_budget(false), 128);
+  // Half of a step is the fixed part that decode steps show: twice the rows.
+  Pacer affine(512, Seconds(0.060));
+  affine.record(0, 1, Seconds(0.040));
+  for (int i = 0; i < 50; ++i) affine.record(80, 1, Seconds(0.080));
+  EXPECT_EQ(affine.prompt_budget(false), 96);
   // Decode steps of 400 ms: prompts may take as long again.
   for (int i = 0; i < 50; ++i) pacer.record(0, 4, Seconds(0.400));
   EXPECT_EQ(pacer.prompt_budget(false), 512);

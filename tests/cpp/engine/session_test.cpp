@@ -108,6 +108,19 @@ TEST_F(Sessions, OneWriterAtATime) {
   EXPECT_EQ(log_->open_sequences, 0);
 }
 
+TEST_F(Sessions, AnAbandonedOneIsClosed) {
+  make();
+  auto session = engine_->open_session().get();
+  run_one(step(session, prompt(30)));
+  for (int i = 0; i < 20; ++i) {
+    engine_->abandon(engine_->open_session());
+    engine_->abandon(engine_->fork_session(session, 20));
+    engine_->abandon(engine_->fork_session(session, 99));  // fails: there is none to close
+  }
+  engine_->clear_cache().get();
+  EXPECT_EQ(log_->open_sequences, 1);
+}
+
 TEST_F(Sessions, ManyForwardTogether) {
   make();
   std::vector<std::shared_ptr<SessionState>> sessions;
