@@ -11,6 +11,7 @@ namespace moesaic::kernels::avx2 {
 struct Ints {
   static constexpr int kRows = 8;
   static constexpr int kColTile = 4;
+  static constexpr bool kWords = true;   // panels are multiplied by way of 16-bit sums
   static constexpr int kWideOffset = 0;  // signed bytes are multiplied by way of their magnitudes
 
   struct B {  // 64 bytes
@@ -214,9 +215,18 @@ struct Ints {
     return _mm256_set1_epi32(*static_cast<const std::int32_t*>(p));
   }
   static V zero_v() { return _mm256_setzero_si256(); }
-  static V dot_v(V acc, V w, A a) { return dot_of(acc, w, a); }
-  static V dot_wide_v(V acc, V w, A a) { return dot_wide_of(acc, w, a); }
-  static V add_pairs_v(V acc, V w, A a) { return add_pairs(acc, w, a); }
+  static V add_pairs_v(V acc, V w, const void* p) { return add_pairs(acc, w, broadcast(p)); }
+  template <int factor>
+  static V splat_times(A a) {
+    return _mm256_mullo_epi32(a, _mm256_set1_epi32(factor));
+  }
+  static V ones_v() { return _mm256_set1_epi16(1); }
+  static V words_v(V w, A a) { return _mm256_maddubs_epi16(w, a); }
+  static V words_wide_v(V w, A a) {
+    return _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w));
+  }
+  static V add_words_v(V a, V b) { return _mm256_add_epi16(a, b); }
+  static V madd_words_v(V a, V b) { return _mm256_madd_epi16(a, b); }
   // first * (sum of one 16) + second * (sum of the next), in every lane.
   static V scaled_sums(A pair, int first, int second) {
     return _mm256_madd_epi16(
@@ -224,10 +234,14 @@ struct Ints {
                                 static_cast<int>(static_cast<unsigned>(second) << 16)));
   }
   static V add_v(V a, V b) { return _mm256_add_epi32(a, b); }
-  static V mul_v(V a, V b) { return _mm256_mullo_epi32(a, b); }
   // Signed bytes, one per row.
   static V load_scales(const std::int8_t* p) {
     return _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  }
+  // The same, each as a pair of 16-bit numbers.
+  static V load_scale_pairs(const std::int8_t* p) {
+    const V s = load_scales(p);
+    return _mm256_blend_epi16(s, _mm256_slli_epi32(s, 16), 0xAA);
   }
   static Vf zero_f() { return _mm256_setzero_ps(); }
   static Vf to_float(V a) { return _mm256_cvtepi32_ps(a); }

@@ -15,25 +15,21 @@ namespace moesaic::kernels::MOESAIC_AVX512_NAMESPACE {
 
 struct Ints {
   // Rows of a panel (its lanes), and columns of a register tile.
-  static constexpr int kRows = 32;
-  static constexpr int kColTile = 6;
+  static constexpr int kRows = 16;
+  static constexpr int kColTile = 8;
 #ifdef MOESAIC_VNNI
   // What is added to a signed byte so that it can stand on the unsigned side of a dot product;
   // 0 where signed bytes are multiplied by way of their magnitudes.
   static constexpr int kWideOffset = 128;
+  static constexpr bool kWords = false;  // whether panels are multiplied by way of 16-bit sums
 #else
+  static constexpr bool kWords = true;
   static constexpr int kWideOffset = 0;
 #endif
 
-  using B = __m512i;  // 64 bytes
-  struct V {          // one int32 per panel row
-    __m512i lo;
-    __m512i hi;
-  };
-  struct Vf {  // one float per panel row
-    __m512 lo;
-    __m512 hi;
-  };
+  using B = __m512i;    // 64 bytes
+  using V = __m512i;    // one int32 per panel row
+  using Vf = __m512;    // one float per panel row
   using A = __m512i;    // four activations, or a pair of their sums, in every lane
   using Acc = __m512i;  // int32 partial sums of one output
 
@@ -57,6 +53,25 @@ struct Ints {
   }
   static B set1(int x) { return _mm512_set1_epi8(static_cast<char>(x)); }
   static B add(B a, B b) { return _mm512_add_epi8(a, b); }
+  static B subtract(B a, B b) { return _mm512_sub_epi8(a, b); }
+  // Products modulo 256.
+  static B multiply(B a, B b) {
+    const __m512i high = _mm512_set1_epi16(static_cast<short>(0xFF00));
+    const __m512i odd = _mm512_mullo_epi16(_mm512_srli_epi16(a, 8), _mm512_and_si512(b, high));
+    const __m512i even = _mm512_mullo_epi16(a, b);
+    return _mm512_ternarylogic_epi32(high, odd, even, 0xCA);  // high ? odd : even
+  }
+  // Of sixteen bytes, number 4 c + g in all of 16-byte group g.
+  template <int c>
+  static B spread_scales(__m128i scales) {
+    const __m512i order = _mm512_set_epi32(
+        (4 * c + 3) * 0x01010101, (4 * c + 3) * 0x01010101, (4 * c + 3) * 0x01010101,
+        (4 * c + 3) * 0x01010101, (4 * c + 2) * 0x01010101, (4 * c + 2) * 0x01010101,
+        (4 * c + 2) * 0x01010101, (4 * c + 2) * 0x01010101, (4 * c + 1) * 0x01010101,
+        (4 * c + 1) * 0x01010101, (4 * c + 1) * 0x01010101, (4 * c + 1) * 0x01010101,
+        (4 * c) * 0x01010101, (4 * c) * 0x01010101, (4 * c) * 0x01010101, (4 * c) * 0x01010101);
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(scales), order);
+  }
   static B or_bytes(B a, B b) { return _mm512_or_si512(a, b); }
   template <int n>  // bits must not leave their byte
   static B shift_left(B a) {
@@ -209,66 +224,72 @@ struct Ints {
 
   // ---- panels ------------------------------------------------------------------------------
 
-  static V load_v(const void* p) {
-    const auto* v = static_cast<const __m512i*>(p);
-    return {_mm512_load_si512(v), _mm512_load_si512(v + 1)};
-  }
+  static V load_v(const void* p) { return _mm512_load_si512(p); }
   static A broadcast(const void* p) {
     return _mm512_set1_epi32(*static_cast<const std::int32_t*>(p));
   }
-  static V zero_v() { return {_mm512_setzero_si512(), _mm512_setzero_si512()}; }
-  static V dot_v(V acc, V w, A a) { return {dot(acc.lo, w.lo, a), dot(acc.hi, w.hi, a)}; }
-  static V dot_wide_v(V acc, V w, A a) {
-    return {dot_wide(acc.lo, w.lo, a), dot_wide(acc.hi, w.hi, a)};
+  static V zero_v() { return _mm512_setzero_si512(); }
+  // acc + w * the four activations (dot) or the pair of sums (add_pairs) at p.
+#ifdef MOESAIC_VNNI
+  // Spelt out, for the compiler does not put a broadcast into the instruction, and one apart takes
+  // a third of the throughput (Zen 5).
+  static V dot_v(V acc, V w, const void* p) {
+    __asm__("vpdpbusd %2%{1to16%}, %1, %0"
+            : "+v"(acc)
+            : "v"(w), "m"(*static_cast<const std::int32_t*>(p)));
+    return acc;
   }
-  static V add_pairs_v(V acc, V w, A a) {
-    return {add_pairs(acc.lo, w.lo, a), add_pairs(acc.hi, w.hi, a)};
+  static V dot_wide_v(V acc, V w, const void* p) { return dot_v(acc, w, p); }
+  static V add_pairs_v(V acc, V w, const void* p) {
+    __asm__("vpdpwssd %2%{1to16%}, %1, %0"
+            : "+v"(acc)
+            : "v"(w), "m"(*static_cast<const std::int32_t*>(p)));
+    return acc;
   }
+#else
+  static V add_pairs_v(V acc, V w, const void* p) { return add_pairs(acc, w, broadcast(p)); }
+#endif
+  template <int factor>
+  static V splat_times(A a) {
+    return _mm512_mullo_epi32(a, _mm512_set1_epi32(factor));
+  }
+  static V ones_v() { return _mm512_set1_epi16(1); }
+  static V words_v(V w, A a) { return _mm512_maddubs_epi16(w, a); }
+  static V words_wide_v(V w, A a) {
+    return _mm512_maddubs_epi16(_mm512_abs_epi8(w), negate_as(a, w));
+  }
+  static V add_words_v(V a, V b) { return _mm512_add_epi16(a, b); }
+  static V madd_words_v(V a, V b) { return _mm512_madd_epi16(a, b); }
   // first * (sum of one 16) + second * (sum of the next), in every lane.
   static V scaled_sums(A pair, int first, int second) {
-    const __m512i factors =
-        _mm512_set1_epi32((first & 0xFFFF) | static_cast<int>(static_cast<unsigned>(second) << 16));
-    const __m512i x = _mm512_madd_epi16(pair, factors);
-    return {x, x};
+    return _mm512_madd_epi16(
+        pair, _mm512_set1_epi32((first & 0xFFFF) |
+                                static_cast<int>(static_cast<unsigned>(second) << 16)));
   }
-  static V add_v(V a, V b) { return {_mm512_add_epi32(a.lo, b.lo), _mm512_add_epi32(a.hi, b.hi)}; }
-  static V mul_v(V a, V b) {
-    return {_mm512_mullo_epi32(a.lo, b.lo), _mm512_mullo_epi32(a.hi, b.hi)};
-  }
+  static V add_v(V a, V b) { return _mm512_add_epi32(a, b); }
+  static V mul_v(V a, V b) { return _mm512_mullo_epi32(a, b); }
   // Signed bytes, one per row.
-  static V load_scales(const std::int8_t* p) {
-    return {_mm512_cvtepi8_epi32(load128(p)), _mm512_cvtepi8_epi32(load128(p + 16))};
+  static V load_scales(const std::int8_t* p) { return _mm512_cvtepi8_epi32(load128(p)); }
+  // The same, each as a pair of 16-bit numbers.
+  static V load_scale_pairs(const std::int8_t* p) {
+    const V s = load_scales(p);
+    return _mm512_mask_blend_epi16(0xAAAAAAAA, s, _mm512_slli_epi32(s, 16));
   }
-  static Vf zero_f() { return {_mm512_setzero_ps(), _mm512_setzero_ps()}; }
-  static Vf to_float(V a) { return {_mm512_cvtepi32_ps(a.lo), _mm512_cvtepi32_ps(a.hi)}; }
-  static Vf load_f(const float* p) { return {_mm512_load_ps(p), _mm512_load_ps(p + 16)}; }
-  static Vf broadcast_f(const float* p) { return {_mm512_set1_ps(*p), _mm512_set1_ps(*p)}; }
-  static Vf mul_f(Vf a, Vf b) { return {_mm512_mul_ps(a.lo, b.lo), _mm512_mul_ps(a.hi, b.hi)}; }
-  static Vf add_f(Vf a, Vf b) { return {_mm512_add_ps(a.lo, b.lo), _mm512_add_ps(a.hi, b.hi)}; }
-  static Vf fma_f(Vf a, Vf b, Vf c) {
-    return {_mm512_fmadd_ps(a.lo, b.lo, c.lo), _mm512_fmadd_ps(a.hi, b.hi, c.hi)};
-  }
-  static Vf fms_f(Vf a, Vf b, Vf c) {
-    return {_mm512_fmsub_ps(a.lo, b.lo, c.lo), _mm512_fmsub_ps(a.hi, b.hi, c.hi)};
-  }
+  static Vf zero_f() { return _mm512_setzero_ps(); }
+  static Vf to_float(V a) { return _mm512_cvtepi32_ps(a); }
+  static Vf load_f(const float* p) { return _mm512_load_ps(p); }
+  static Vf broadcast_f(const float* p) { return _mm512_set1_ps(*p); }
+  static Vf mul_f(Vf a, Vf b) { return _mm512_mul_ps(a, b); }
+  static Vf add_f(Vf a, Vf b) { return _mm512_add_ps(a, b); }
+  static Vf fma_f(Vf a, Vf b, Vf c) { return _mm512_fmadd_ps(a, b, c); }
+  static Vf fms_f(Vf a, Vf b, Vf c) { return _mm512_fmsub_ps(a, b, c); }
   static void store_f(float* p, Vf x, int n) {
-    if (n == kRows) {
-      _mm512_storeu_ps(p, x.lo);
-      _mm512_storeu_ps(p + 16, x.hi);
-      return;
-    }
-    const std::uint32_t mask = (1U << n) - 1U;
-    _mm512_mask_storeu_ps(p, static_cast<__mmask16>(mask), x.lo);
-    if (n > 16) _mm512_mask_storeu_ps(p + 16, static_cast<__mmask16>(mask >> 16), x.hi);
+    _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1U << n) - 1U), x);
   }
 
   // 64 bytes of each row (row i at from + i * stride) -> 16 dword columns: column j of out holds
   // bytes 4 j .. 4 j + 3 of every row.
   static void transpose(const std::uint8_t* from, int stride, std::uint8_t* out) {
-    transpose_16(from, stride, out);
-    transpose_16(from + 16 * stride, stride, out + 64);
-  }
-  static void transpose_16(const std::uint8_t* from, int stride, std::uint8_t* out) {
     __m512i r[16];
     __m512i t[16];
     for (int i = 0; i < 16; ++i) r[i] = load64(from + i * stride);
@@ -288,17 +309,15 @@ struct Ints {
       const __m512i b = _mm512_shuffle_i32x4(r[j], r[4 + j], 0xDD);
       const __m512i c = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0x88);
       const __m512i d = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0xDD);
-      store64(out + 128 * j, _mm512_shuffle_i32x4(a, c, 0x88));
-      store64(out + 128 * (4 + j), _mm512_shuffle_i32x4(b, d, 0x88));
-      store64(out + 128 * (8 + j), _mm512_shuffle_i32x4(a, c, 0xDD));
-      store64(out + 128 * (12 + j), _mm512_shuffle_i32x4(b, d, 0xDD));
+      store64(out + 64 * j, _mm512_shuffle_i32x4(a, c, 0x88));
+      store64(out + 64 * (4 + j), _mm512_shuffle_i32x4(b, d, 0x88));
+      store64(out + 64 * (8 + j), _mm512_shuffle_i32x4(a, c, 0xDD));
+      store64(out + 64 * (12 + j), _mm512_shuffle_i32x4(b, d, 0xDD));
     }
   }
   // Bits of f16 numbers, one per row -> floats, times an exact factor.
   static void store_floats(const std::uint16_t* bits, float factor, float* out) {
-    const __m512 f = _mm512_set1_ps(factor);
-    _mm512_store_ps(out, _mm512_mul_ps(_mm512_cvtph_ps(load256(bits)), f));
-    _mm512_store_ps(out + 16, _mm512_mul_ps(_mm512_cvtph_ps(load256(bits + 16)), f));
+    _mm512_store_ps(out, _mm512_mul_ps(_mm512_cvtph_ps(load256(bits)), _mm512_set1_ps(factor)));
   }
   // Bytes of two groups for sixteen rows -> sixteen pairs of 16-bit numbers, times factor.
   static void store_pairs(std::uint8_t* out, __m128i first, __m128i second, int factor) {

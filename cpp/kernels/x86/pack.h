@@ -3,6 +3,7 @@
 //   q      [k / 4][w] dwords of four values
 //   sum    [k / 32][w] pairs of the int16 sums of 16
 //   scale  [scales][w] floats
+//   total  [k / 256][w] int32 sums of 256
 // with k the padded length. Only the kernels of the same table read it.
 #pragma once
 
@@ -16,11 +17,12 @@ struct PackedTile {
   const std::uint8_t* q;
   const std::uint8_t* sum;
   const float* scale;
+  const std::uint8_t* total;
 };
 
 // Bytes of one column in a tile, whatever the tile's width.
 inline constexpr std::int64_t packed_col_bytes(ActFormat format, std::int64_t kp) {
-  return kp + kp / kSumGroup * 2 + kp / scale_group(format) * 4;
+  return kp + kp / kSumGroup * 2 + kp / scale_group(format) * 4 + kp / kChunk * 4;
 }
 
 // How n columns are cut into tiles: the first n % n_tiles are one wider than the rest.
@@ -51,7 +53,9 @@ struct Packing {
                          std::int64_t c, int w) {
     const std::uint8_t* q = data + c * packed_col_bytes(format, kp);
     const std::uint8_t* sum = q + w * kp;
-    return {q, sum, reinterpret_cast<const float*>(sum + w * (kp / kSumGroup * 2))};
+    const std::uint8_t* scale = sum + w * (kp / kSumGroup * 2);
+    return {q, sum, reinterpret_cast<const float*>(scale),
+            scale + w * (kp / scale_group(format) * 4)};
   }
 
   static void interleave(const std::uint8_t* const* columns, std::int64_t offset,
@@ -76,12 +80,20 @@ struct Packing {
     const std::int64_t n_sums = kp / kSumGroup / 2;
     const std::int64_t n_scales = kp / scale_group(format);
     const TileCut cut = cut_tiles<X>(n_cols);
-    for (std::int64_t i = 0, c = 0, w = 0; i < cut.n_tiles; ++i, c += w) {
-      w = cut.narrow + (i < cut.n_wide ? 1 : 0);
+    for (std::int64_t t = 0, c = 0, w = 0; t < cut.n_tiles; ++t, c += w) {
+      w = cut.narrow + (t < cut.n_wide ? 1 : 0);
       interleave(acts + c, 0, kp / 4, w, out);
       interleave(acts + c, kp, n_sums, w, out + w * kp);
       interleave(acts + c, kp + 4 * n_sums, n_scales, w, out + w * (kp + 4 * n_sums));
-      out += w * packed_col_bytes(format, kp);
+      out += w * (kp + 4 * n_sums + 4 * n_scales);
+      for (std::int64_t i = 0; i < kp / kChunk; ++i) {
+        for (std::int64_t j = 0; j < w; ++j, out += 4) {
+          const std::int16_t* sums = act_row(acts[c + j], kp).sum + i * (kChunk / kSumGroup);
+          std::int32_t total = 0;
+          for (int g = 0; g < kChunk / kSumGroup; ++g) total += sums[g];
+          std::memcpy(out, &total, 4);
+        }
+      }
     }
   }
 };
@@ -108,8 +120,14 @@ void for_each_tile(std::int64_t n_cols, const Kernel& kernel) {
       case 5:
         if constexpr (X::kColTile >= 5) kernel.template tile<5>(c);
         break;
-      default:
+      case 6:
         if constexpr (X::kColTile >= 6) kernel.template tile<6>(c);
+        break;
+      case 7:
+        if constexpr (X::kColTile >= 7) kernel.template tile<7>(c);
+        break;
+      default:
+        if constexpr (X::kColTile >= 8) kernel.template tile<8>(c);
         break;
     }
   }

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "kernels/x86/pack.h"
+#include "kernels/x86/panel_dots.h"
 #include "kernels/x86/small_types.h"
 
 namespace moesaic::kernels {
@@ -76,9 +77,11 @@ struct SmallTiles {
   const typename Panel::Chunk* panel;
   std::int64_t r;
   int n_rows;
+  NextPanel next;
 
   template <int w>
   void tile(std::int64_t c) const {
+    next.fetch<X>(c, w, cols.n_cols);
     const PackedTile acts = Packing<X>::tile(cols.data, ActFormat::kQ8x32, padded_k(job.k), c, w);
     const std::int64_t n_blocks = job.k / 32;
     Vf total[w];
@@ -103,9 +106,9 @@ struct SmallTiles {
     if constexpr (T::kHasD16) {
       V second[w];
       for (int j = 0; j < w; ++j) dot[j] = offset(pairs + 4 * j, -kOffset, 0);
-      dwords<w, 4>(values, q, dot);
+      PanelDots<X, T>::template plain<w, 4>(values, q, dot);
       for (int j = 0; j < w; ++j) second[j] = offset(pairs + 4 * j, 0, -kOffset);
-      dwords<w, 4>(values + 4 * 4 * X::kRows, q + 4 * 4 * w, second);
+      PanelDots<X, T>::template plain<w, 4>(values + 4 * 4 * X::kRows, q + 4 * 4 * w, second);
       const Vf d16 = X::load_f(chunk.d16[lane]);
       for (int j = 0; j < w; ++j) {
         const Vf f = X::fma_f(d16, X::to_float(second[j]), X::mul_f(d, X::to_float(dot[j])));
@@ -115,7 +118,7 @@ struct SmallTiles {
       for (int j = 0; j < w; ++j) {
         dot[j] = kOffset != 0 ? offset(pairs + 4 * j, -kOffset, -kOffset) : X::zero_v();
       }
-      dwords<w, 8>(values, q, dot);
+      PanelDots<X, T>::template plain<w, 8>(values, q, dot);
       for (int j = 0; j < w; ++j) {
         const Vf da = X::broadcast_f(scale + j);
         sum[j] = X::fma_f(X::mul_f(d, da), X::to_float(dot[j]), sum[j]);
@@ -131,17 +134,6 @@ struct SmallTiles {
   static V offset(const std::uint8_t* pair, int first, int second) {
     return X::scaled_sums(X::broadcast(pair), first, second);
   }
-
-  template <int w, int n>
-  static void dwords(const std::uint8_t* values, const std::uint8_t* q, V (&acc)[w]) {
-    for (int i = 0; i < n; ++i) {
-      const V x = X::load_v(values + i * 4 * X::kRows);
-      for (int j = 0; j < w; ++j) {
-        const typename X::A a = X::broadcast(q + (i * w + j) * 4);
-        acc[j] = T::kWide ? X::dot_wide_v(acc[j], x, a) : X::dot_v(acc[j], x, a);
-      }
-    }
-  }
 };
 
 template <class X, class T>
@@ -150,7 +142,8 @@ void small_many(const MatmulJob& job, const PackedCols& cols) {
   for (std::int64_t r = 0; r < job.n_rows; r += X::kRows) {
     const int n_rows = job.n_rows - r < X::kRows ? static_cast<int>(job.n_rows - r) : X::kRows;
     SmallPanel<X, T>::fill(job, r, n_rows, panel);
-    for_each_tile<X>(cols.n_cols, SmallTiles<X, T>{job, cols, panel, r, n_rows});
+    const NextPanel next = next_panel<X>(job, r);
+    for_each_tile<X>(cols.n_cols, SmallTiles<X, T>{job, cols, panel, r, n_rows, next});
   }
 }
 

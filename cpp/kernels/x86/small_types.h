@@ -6,6 +6,7 @@
 //   kQtype, Block        which type, its block
 //   kHasMin              it has a minimum
 //   kOffset              values are stored with this added (a power of two, or 0)
+//   kTop                 the largest stored value
 //   kWide                values are signed bytes of any size instead (X::widen, X::dot_wide)
 //   kHasD16              it has a scale per 16 (quarter() and d16() instead of values())
 //   values(p, q)         the values of the blocks p and q, one after the other
@@ -40,6 +41,7 @@ struct SmallTypeBase {
   static constexpr bool kHasD16 = false;
   static constexpr bool kWide = false;
   static constexpr int kOffset = 0;
+  static constexpr int kTop = 127;
   static constexpr int kChunkBytes = 8 * kBytes;  // of 256 values
 
   // f16 numbers at offset `at` of eight blocks.
@@ -68,6 +70,7 @@ struct Q40 : SmallTypeBase<X, quant::BlockQ4_0, quant::Qtype::kQ4_0> {
   using typename Base::B;
   using typename Base::Block;
   static constexpr int kOffset = 8;
+  static constexpr int kTop = 15;
   static B values(const Block& p, const Block& q) { return Base::nibbles(p, q); }
 };
 
@@ -76,6 +79,7 @@ struct Q41 : SmallTypeBase<X, quant::BlockQ4_1, quant::Qtype::kQ4_1> {
   using Base = SmallTypeBase<X, quant::BlockQ4_1, quant::Qtype::kQ4_1>;
   using typename Base::B;
   using typename Base::Block;
+  static constexpr int kTop = 15;
   static constexpr bool kHasMin = true;
   static B values(const Block& p, const Block& q) { return Base::nibbles(p, q); }
   static __m256 min(const std::uint8_t* blocks) { return Base::halves(blocks, 2); }
@@ -93,6 +97,7 @@ struct Q50 : SmallTypeBase<X, quant::BlockQ5_0, quant::Qtype::kQ5_0> {
   using Base = SmallTypeBase<X, quant::BlockQ5_0, quant::Qtype::kQ5_0>;
   using typename Base::B;
   using typename Base::Block;
+  static constexpr int kTop = 31;
   static constexpr int kOffset = 16;
   static B values(const Block& p, const Block& q) {
     return five_bits<X>(Base::nibbles(p, q), p, q);
@@ -104,6 +109,7 @@ struct Q51 : SmallTypeBase<X, quant::BlockQ5_1, quant::Qtype::kQ5_1> {
   using Base = SmallTypeBase<X, quant::BlockQ5_1, quant::Qtype::kQ5_1>;
   using typename Base::B;
   using typename Base::Block;
+  static constexpr int kTop = 31;
   static constexpr bool kHasMin = true;
   static B values(const Block& p, const Block& q) {
     return five_bits<X>(Base::nibbles(p, q), p, q);
@@ -140,6 +146,7 @@ struct MXFP4 : SmallTypeBase<X, quant::BlockMXFP4, quant::Qtype::kMXFP4> {
   using Base = SmallTypeBase<X, quant::BlockMXFP4, quant::Qtype::kMXFP4>;
   using typename Base::B;
   using typename Base::Block;
+  static constexpr int kTop = 28;
   static constexpr int kOffset = 16;
   static B values(const Block& p, const Block& q) {
     return X::lookup(X::load128(kFp4Raised), Base::nibbles(p, q));
@@ -162,6 +169,7 @@ struct NVFP4 : SmallTypeBase<X, quant::BlockNVFP4, quant::Qtype::kNVFP4> {
   using Base = SmallTypeBase<X, quant::BlockNVFP4, quant::Qtype::kNVFP4>;
   using typename Base::B;
   using typename Base::Block;
+  static constexpr int kTop = 28;
   static constexpr bool kHasD16 = true;
   static constexpr int kOffset = 16;
   static constexpr int kChunkBytes = 4 * Base::kBytes;

@@ -167,6 +167,7 @@ struct IQ1S : SuperTypeBase<X, quant::BlockIQ1_S, quant::Qtype::kIQ1_S> {
   using typename Base::Block;
   using typename Base::Head;
   static constexpr int kOffset = 16;
+  static constexpr int kTop = 25;
   static constexpr int kGroup = 32;
   static constexpr float kFactor = 0.125F;
 
@@ -197,6 +198,7 @@ struct IQ1M : SuperTypeBase<X, quant::BlockIQ1_M, quant::Qtype::kIQ1_M> {
   using typename Base::Block;
   using typename Base::Head;
   static constexpr int kOffset = 16;
+  static constexpr int kTop = 25;
   static constexpr float kFactor = 0.125F;
 
   template <int c>

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "kernels/x86/pack.h"
+#include "kernels/x86/panel_dots.h"
 #include "kernels/x86/super_types.h"
 
 namespace moesaic::kernels {
@@ -15,7 +16,12 @@ struct SuperPanel {
   static constexpr int kRows = X::kRows;
   static constexpr int kRows16 = (kRows + 15) / 16 * 16;  // scales are transposed by sixteen rows
   static constexpr int kOffset = T::kWide ? X::kWideOffset : T::kOffset;
-  static constexpr bool kHasPairs = T::kHasMin || kOffset != 0;
+  // Sub-scales multiplied into the bytes, where that saves instructions.
+  static constexpr bool kFolded = T::kFoldable && !X::kWords;
+  // An offset that is the same for all values: taken back by way of the sum of all activations.
+  static constexpr int kTotalOffset = kFolded ? T::kFoldOffset : (T::kScaled ? 0 : kOffset);
+  static constexpr bool kSubtractsScales = !kFolded && T::kScaled && kOffset != 0;
+  static constexpr bool kHasPairs = T::kHasMin || kSubtractsScales;
 
   struct Block {
     alignas(64) std::uint8_t value[64][kRows][4];
@@ -48,11 +54,11 @@ struct SuperPanel {
     for (int i = 0; i < kRows; ++i) {
       const auto& block = *reinterpret_cast<const typename T::Block*>(rows[i] + b * T::kBytes);
       const typename T::Head head = T::head(block);
-      store<0>(block, head, bytes[i]);
-      store<1>(block, head, bytes[i]);
-      store<2>(block, head, bytes[i]);
-      store<3>(block, head, bytes[i]);
       scale[i] = T::scales(block);
+      store<0>(block, head, scale[i], bytes[i]);
+      store<1>(block, head, scale[i], bytes[i]);
+      store<2>(block, head, scale[i], bytes[i]);
+      store<3>(block, head, scale[i], bytes[i]);
       d[i] = T::d(block);
       if constexpr (T::kHasMin) {
         min[i] = T::mins(block);
@@ -63,9 +69,11 @@ struct SuperPanel {
       X::transpose(bytes[0] + 64 * c, 256, out.value[16 * c][0]);
     }
     for (int i = 0; i < kRows; i += 16) {
-      transpose_bytes(scale + i);
-      for (int g = 0; g < 16; ++g) {
-        _mm_store_si128(reinterpret_cast<__m128i*>(out.scale[g] + i), scale[i + g]);
+      if constexpr (!kFolded) {
+        transpose_bytes(scale + i);
+        for (int g = 0; g < 16; ++g) {
+          _mm_store_si128(reinterpret_cast<__m128i*>(out.scale[g] + i), scale[i + g]);
+        }
       }
       if constexpr (kHasPairs) {
         if constexpr (T::kHasMin) transpose_bytes(min + i);
@@ -76,14 +84,15 @@ struct SuperPanel {
         }
       }
     }
-    X::store_floats(d, T::kFactor, out.d);
+    X::store_floats(d, kFolded && T::kFoldNegative ? -T::kFactor : T::kFactor, out.d);
     if constexpr (T::kHasMin) X::store_floats(dmin, 1.0F, out.dmin);
   }
 
   template <int c>
-  static void store(const typename T::Block& block, const typename T::Head& head,
+  static void store(const typename T::Block& block, const typename T::Head& head, __m128i scales,
                     std::uint8_t* bytes) {
     typename X::B w = T::template values<c>(block, head);
+    if constexpr (kFolded) w = T::fold(w, X::template spread_scales<c>(scales));
     if constexpr (T::kWide) w = X::widen(w);
     X::store64(bytes + 64 * c, w);
   }
@@ -111,15 +120,24 @@ struct SuperTiles {
   const typename Panel::Block* panel;
   std::int64_t r;
   int n_rows;
+  NextPanel next;
 
   template <int w>
   void tile(std::int64_t c) const {
+    next.fetch<X>(c, w, cols.n_cols);
     const PackedTile acts = Packing<X>::tile(cols.data, ActFormat::kQ8x256, job.k, c, w);
     Vf total[w];
     for (Vf& t : total) t = X::zero_f();
     for (std::int64_t b = 0; b < job.k / kChunk; ++b) {
       const typename Panel::Block& block = panel[b];
       V isum[w];
+      for (int j = 0; j < w; ++j) {
+        isum[j] = X::zero_v();
+        if constexpr (Panel::kTotalOffset != 0) {
+          isum[j] = X::template splat_times<-Panel::kTotalOffset>(
+              X::broadcast(acts.total + (b * w + j) * 4));
+        }
+      }
       groups<w>(block, acts.q + b * kChunk * w, isum);
       V msum[w];
       if constexpr (Panel::kHasPairs) {
@@ -128,7 +146,7 @@ struct SuperTiles {
         for (int g = 0; g < 8; ++g) {
           const V pair = X::load_v(block.pair[g]);
           for (int j = 0; j < w; ++j) {
-            msum[j] = X::add_pairs_v(msum[j], pair, X::broadcast(sums + (g * w + j) * 4));
+            msum[j] = X::add_pairs_v(msum[j], pair, sums + (g * w + j) * 4);
           }
         }
       }
@@ -148,31 +166,16 @@ struct SuperTiles {
     for (int j = 0; j < w; ++j) X::store_f(job.outs[c + j] + r, total[j], n_rows);
   }
 
-  // isum[j] = sum over groups of scale * dot product, without minima or offsets.
+  // isum[j] += sum over groups of scale * dot product.
   template <int w>
   static void groups(const typename Panel::Block& block, const std::uint8_t* q, V (&isum)[w]) {
-    for (V& x : isum) x = X::zero_v();
-    if constexpr (!T::kScaled) {
-      dwords<w, 64>(block.value[0][0], q, isum);
-      return;
-    }
-    constexpr int kDwords = T::kGroup / 4;
-    for (int g = 0; g < 64 / kDwords; ++g) {
-      V t[w];
-      for (V& x : t) x = X::zero_v();
-      dwords<w, kDwords>(block.value[g * kDwords][0], q + g * kDwords * 4 * w, t);
-      const V scale = X::load_scales(block.scale[g * kDwords / 4]);
-      for (int j = 0; j < w; ++j) isum[j] = X::add_v(isum[j], X::mul_v(t[j], scale));
-    }
-  }
-
-  template <int w, int n>
-  static void dwords(const std::uint8_t* values, const std::uint8_t* q, V (&acc)[w]) {
-    for (int i = 0; i < n; ++i) {
-      const V x = X::load_v(values + i * 4 * X::kRows);
-      for (int j = 0; j < w; ++j) {
-        const typename X::A a = X::broadcast(q + (i * w + j) * 4);
-        acc[j] = T::kWide ? X::dot_wide_v(acc[j], x, a) : X::dot_v(acc[j], x, a);
+    if constexpr (Panel::kFolded || !T::kScaled) {
+      PanelDots<X, T>::template plain<w, 64>(block.value[0][0], q, isum);
+    } else {
+      constexpr int kDwords = T::kGroup / 4;
+      for (int g = 0; g < 64; g += kDwords) {
+        PanelDots<X, T>::template scaled<w, kDwords>(block.value[g][0], q + g * 4 * w,
+                                                     block.scale[g / 4], isum);
       }
     }
   }
@@ -184,7 +187,8 @@ void super_many(const MatmulJob& job, const PackedCols& cols) {
   for (std::int64_t r = 0; r < job.n_rows; r += X::kRows) {
     const int n_rows = job.n_rows - r < X::kRows ? static_cast<int>(job.n_rows - r) : X::kRows;
     SuperPanel<X, T>::fill(job, r, n_rows, panel);
-    for_each_tile<X>(cols.n_cols, SuperTiles<X, T>{job, cols, panel, r, n_rows});
+    const NextPanel next = next_panel<X>(job, r);
+    for_each_tile<X>(cols.n_cols, SuperTiles<X, T>{job, cols, panel, r, n_rows, next});
   }
 }
 

@@ -8,6 +8,9 @@
 //   kHasMin              it has minima and a second float
 //   kOffset              values are stored with this added, so that they are unsigned (<= 128)
 //   kWide                values are signed bytes of any size instead (X::widen, X::dot_wide)
+//   kTop                 the largest stored value
+//   kFoldable            value times sub-scale fits a byte: fold() gives kFoldOffset + that, or
+//                        minus that where kFoldNegative
 //   kScaled              it has sub-scales; kGroup: how many values share one (16 or 32)
 //   kFactor              the float scale is this times the stored one
 //   Head, head()         what is loaded once for a block
@@ -50,7 +53,11 @@ struct SuperTypeBase {
   static constexpr bool kHasMin = false;
   static constexpr bool kWide = false;
   static constexpr bool kScaled = true;
+  static constexpr bool kFoldable = false;
+  static constexpr bool kFoldNegative = false;
+  static constexpr int kFoldOffset = 0;
   static constexpr int kOffset = 0;
+  static constexpr int kTop = 127;
   static constexpr int kGroup = 16;
   static constexpr float kFactor = 1.0F;
 
@@ -58,6 +65,7 @@ struct SuperTypeBase {
   static Head head(const Block&) { return {}; }
   static __m128i scales(const Block&) { return _mm_set1_epi8(1); }
   static __m128i mins(const Block&) { return _mm_setzero_si128(); }
+  static B fold(B values, B) { return values; }
   static std::uint16_t d(const Block& b) { return b.d; }
   static std::uint16_t dmin(const Block&) { return 0; }
 
@@ -89,7 +97,10 @@ struct Q2K : SuperTypeBase<X, quant::BlockQ2_K, quant::Qtype::kQ2_K> {
   using typename Base::Block;
   using typename Base::Head;
   static constexpr bool kHasMin = true;
+  static constexpr bool kFoldable = true;
+  static constexpr int kTop = 3;
 
+  static B fold(B values, B scales) { return X::multiply(values, scales); }  // <= 45
   template <int c>
   static B values(const Block& b, const Head&) {
     constexpr int kShift = c % 2 * 4;
@@ -110,11 +121,19 @@ struct Q3K : SuperTypeBase<X, quant::BlockQ3_K, quant::Qtype::kQ3_K> {
   using typename Base::B;
   using typename Base::Block;
   static constexpr int kOffset = 4;
+  static constexpr int kTop = 7;
+  static constexpr bool kFoldable = true;
+  static constexpr bool kFoldNegative = true;
+  static constexpr int kFoldOffset = 128;
 
   struct Head {
     B high;
   };
   static Head head(const Block& b) { return {X::dup32(b.hmask)}; }
+  // 128 - (value - 4) scale: 4 - value is in -3 .. 4 and scale in -32 .. 31, so 4 .. 252.
+  static B fold(B values, B scales) {
+    return X::add(X::multiply(X::subtract(X::set1(4), values), scales), X::set1(128));
+  }
 
   template <int c>
   static B values(const Block& b, const Head& h) {
@@ -163,6 +182,7 @@ struct Q4K : KScaled<X, quant::BlockQ4_K, quant::Qtype::kQ4_K> {
   using typename Base::B;
   using typename Base::Block;
   using typename Base::Head;
+  static constexpr int kTop = 15;
 
   template <int c>
   static B values(const Block& b, const Head&) {
@@ -175,6 +195,7 @@ struct Q5K : KScaled<X, quant::BlockQ5_K, quant::Qtype::kQ5_K> {
   using Base = KScaled<X, quant::BlockQ5_K, quant::Qtype::kQ5_K>;
   using typename Base::B;
   using typename Base::Block;
+  static constexpr int kTop = 31;
 
   struct Head {
     B high;
@@ -195,6 +216,7 @@ struct Q6K : SuperTypeBase<X, quant::BlockQ6_K, quant::Qtype::kQ6_K> {
   using typename Base::Block;
   using typename Base::Head;
   static constexpr int kOffset = 32;
+  static constexpr int kTop = 63;
 
   template <int c>
   static B values(const Block& b, const Head&) {
@@ -213,6 +235,7 @@ struct TQ2 : SuperTypeBase<X, quant::BlockTQ2_0, quant::Qtype::kTQ2_0> {
   using typename Base::Block;
   using typename Base::Head;
   static constexpr int kOffset = 1;
+  static constexpr int kTop = 3;  // two bits, though only 0 .. 2 are meant
   static constexpr bool kScaled = false;
 
   template <int c>
@@ -229,6 +252,7 @@ struct TQ1 : SuperTypeBase<X, quant::BlockTQ1_0, quant::Qtype::kTQ1_0> {
   using typename Base::B;
   using typename Base::Block;
   static constexpr int kOffset = 1;
+  static constexpr int kTop = 2;
   static constexpr bool kScaled = false;
 
   struct Head {

@@ -1,0 +1,100 @@
+// Products of a panel (rows in lanes, four k to a dword) with a tile of w columns: the inner loop
+// of super_many.h and small_many.h, and the touch of memory ahead of it.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "kernels/table.h"
+
+namespace moesaic::kernels {
+
+template <class X, class T>
+struct PanelDots {
+  using V = typename X::V;
+  using A = typename X::A;
+
+  // Without VNNI, products are summed in pairs of 16 bits: for how many dwords these cannot
+  // overflow (a power of two).
+  static constexpr int run_length() {
+    int n = 1;
+    while (!T::kWide && 2 * n * 2 * 127 * T::kTop <= 32767 && n < 64) n *= 2;
+    return n;
+  }
+
+  // acc[j] += dot product of n dwords.
+  template <int w, int n>
+  static void plain(const std::uint8_t* values, const std::uint8_t* q, V (&acc)[w]) {
+    if constexpr (X::kWords) {
+      runs<w, n>(values, q, X::ones_v(), acc);
+    } else {
+      for (int i = 0; i < n; ++i) {
+        const V x = X::load_v(values + i * 4 * X::kRows);
+        for (int j = 0; j < w; ++j) {
+          const std::uint8_t* a = q + (i * w + j) * 4;
+          acc[j] = T::kWide ? X::dot_wide_v(acc[j], x, a) : X::dot_v(acc[j], x, a);
+        }
+      }
+    }
+  }
+
+  // acc[j] += scale (one signed byte per row) * dot product of n dwords.
+  template <int w, int n>
+  static void scaled(const std::uint8_t* values, const std::uint8_t* q, const std::int8_t* scale,
+                     V (&acc)[w]) {
+    if constexpr (X::kWords) {
+      runs<w, n>(values, q, X::load_scale_pairs(scale), acc);
+    } else {
+      V t[w];
+      for (V& x : t) x = X::zero_v();
+      plain<w, n>(values, q, t);
+      const V s = X::load_scales(scale);
+      for (int j = 0; j < w; ++j) acc[j] = X::add_v(acc[j], X::mul_v(t[j], s));
+    }
+  }
+
+  template <int w, int n>
+  static void runs(const std::uint8_t* values, const std::uint8_t* q, V factor, V (&acc)[w]) {
+    constexpr int kRun = run_length() < n ? run_length() : n;
+    for (int first = 0; first < n; first += kRun) {
+      V words[w];
+      for (V& x : words) x = X::zero_v();
+      for (int i = first; i < first + kRun; ++i) {
+        const V x = X::load_v(values + i * 4 * X::kRows);
+        for (int j = 0; j < w; ++j) {
+          const A a = X::broadcast(q + (i * w + j) * 4);
+          const V product = T::kWide ? X::words_wide_v(x, a) : X::words_v(x, a);
+          words[j] = X::add_words_v(words[j], product);
+        }
+      }
+      for (int j = 0; j < w; ++j) acc[j] = X::add_v(acc[j], X::madd_words_v(words[j], factor));
+    }
+  }
+};
+
+// The weights of the panel that comes next: tiles fetch a share each while they compute.
+struct NextPanel {
+  const std::uint8_t* data;
+  std::int64_t n_bytes;
+
+  // The share of columns [c, c + w) of n_cols.
+  template <class X>
+  void fetch(std::int64_t c, std::int64_t w, std::int64_t n_cols) const {
+    const std::int64_t end = n_bytes * (c + w) / n_cols;
+    for (std::int64_t i = n_bytes * c / n_cols; i < end; i += 64) {
+      _mm_prefetch(reinterpret_cast<const char*>(data + i), _MM_HINT_T1);
+    }
+  }
+};
+
+// The rows after those of the panel at row r.
+template <class X>
+NextPanel next_panel(const MatmulJob& job, std::int64_t r) {
+  const std::int64_t begin = r + X::kRows < job.n_rows ? r + X::kRows : job.n_rows;
+  const std::int64_t end = begin + X::kRows < job.n_rows ? begin + X::kRows : job.n_rows;
+  const auto row_bytes = static_cast<std::int64_t>(job.weight_row_bytes);
+  return {job.weight + begin * row_bytes, (end - begin) * row_bytes};
+}
+
+}  // namespace moesaic::kernels
