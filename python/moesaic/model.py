@@ -28,7 +28,16 @@ from moesaic.generation import (
     drive,
 )
 from moesaic.gguf import GGUF
-from moesaic.inputs import Prompt, PromptList, Tokens, flag, integer, is_batch, prompt_ids, token_ids
+from moesaic.inputs import (
+    Prompt,
+    PromptList,
+    Tokens,
+    flag,
+    integer,
+    is_batch,
+    prompt_ids,
+    token_ids,
+)
 from moesaic.progress import Progress, Reporter
 from moesaic.progress import check as check_progress
 from moesaic.results import Chunk, Generation, Timings

@@ -1,4 +1,4 @@
-"""Every option and argument that is wrong is refused with got, need and what to do; and the object works on."""
+"""Each wrong option or argument is refused with got, need and what to do; the object works on."""
 
 from __future__ import annotations
 
@@ -92,11 +92,15 @@ def test_bad_tokens(demo, tokens):
 )
 def test_bad_generate_options(demo, option, values):
     for value in values:
-        for call in (demo.generate, demo.stream, lambda p, **o: demo.chat([{"role": "user", "content": p}], **o)):
+        for call in (
+            demo.generate,
+            demo.stream,
+            lambda p, **o: demo.chat([{"role": "user", "content": p}], **o),
+        ):
             with pytest.raises(moesaic.ArgumentError) as caught:
                 call("In the", **{option: value})
             message = str(caught.value)
-            assert "got" in message and "need" in message or "nearest" in message
+            assert ("got" in message and "need" in message) or "nearest" in message
 
 
 def test_bad_prompts(demo):
@@ -203,7 +207,9 @@ def test_repr_and_html(demo):
     assert demo.config.n_layers == len(demo.config.layers)
     with pytest.raises(AttributeError):
         demo.config.n_layers = 3
-    assert sum(v for k, v in demo.memory.items() if k != "total_bytes") == demo.memory["total_bytes"]
+    assert (
+        sum(v for k, v in demo.memory.items() if k != "total_bytes") == demo.memory["total_bytes"]
+    )
 
 
 def test_progress_callback(tmp_path):

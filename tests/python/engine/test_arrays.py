@@ -56,12 +56,8 @@ def test_families_any_split_and_company(family, deterministic):
         whole = m.forward(long)
         a, b, c = m.session(), m.session(), m.session()
         n = len(long) // 3
-        first = m.forward_many(
-            [(a, long[:n]), (b, long[: 2 * n]), (c, long[:1])], logits="all"
-        )
-        second = m.forward_many(
-            [(c, long[1:]), (a, long[n:]), (b, long[2 * n :])], logits="all"
-        )
+        first = m.forward_many([(a, long[:n]), (b, long[: 2 * n]), (c, long[:1])], logits="all")
+        second = m.forward_many([(c, long[1:]), (a, long[n:]), (b, long[2 * n :])], logits="all")
         pairs = [
             np.concatenate([first[0], second[1]]),
             np.concatenate([first[1], second[2]]),

@@ -198,7 +198,9 @@ def test_logits_processor_changes_the_row(exact):
     plain = exact.generate(PROMPT, max_tokens=10, seed=1)
     assert nothing.tokens.tolist() == plain.tokens.tolist()
     returned = exact.generate(
-        PROMPT, max_tokens=3, logits_processor=lambda t, x: np.eye(1, x.size, 9).ravel() * 1e4,
+        PROMPT,
+        max_tokens=3,
+        logits_processor=lambda t, x: np.eye(1, x.size, 9).ravel() * 1e4,
         temperature=0,
     )
     assert returned.tokens.tolist() == [9, 9, 9]
@@ -243,9 +245,7 @@ def test_captures_of_a_generation(exact):
     assert plain.tokens.tolist() == g.tokens.tolist()
     assert plain.captures is None
     two = exact.generate([PROMPT, "And"], max_tokens=4, seed=2, capture="embed", ignore_eos=True)
-    assert [x.captures["embed"].shape[0] for x in two] == [
-        len(x.prompt_tokens) + 3 for x in two
-    ]
+    assert [x.captures["embed"].shape[0] for x in two] == [len(x.prompt_tokens) + 3 for x in two]
 
 
 def test_echo(exact):
@@ -253,7 +253,9 @@ def test_echo(exact):
     echo = exact.generate(PROMPT, max_tokens=5, seed=1, echo=True)
     assert echo.text == PROMPT + plain.text
     assert echo.tokens.tolist() == plain.tokens.tolist()
-    assert "".join(c.text for c in exact.stream(PROMPT, max_tokens=5, seed=1, echo=True)) == echo.text
+    assert (
+        "".join(c.text for c in exact.stream(PROMPT, max_tokens=5, seed=1, echo=True)) == echo.text
+    )
 
 
 def test_stream_is_generate_in_pieces(exact):
@@ -306,7 +308,11 @@ def test_penalties_and_bias(exact):
     )
     assert ban not in other.tokens
     strict = exact.generate(
-        PROMPT, max_tokens=40, temperature=0, ignore_eos=True, presence_penalty=1000,
+        PROMPT,
+        max_tokens=40,
+        temperature=0,
+        ignore_eos=True,
+        presence_penalty=1000,
         penalty_last_n=-1,
     )
     whole = tokens.tolist() + strict.tokens.tolist()

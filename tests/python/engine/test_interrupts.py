@@ -56,7 +56,9 @@ class CtrlC:
             for _ in range(100)
         ],
         lambda m: [list(m.stream([3] * 10, max_tokens=450, ignore_eos=True)) for _ in range(100)],
-        lambda m: [m.score([[5] * 300] * 64, [[i + 5] * 9 for i in range(64)]) for _ in range(1000)],
+        lambda m: [
+            m.score([[5] * 300] * 64, [[i + 5] * 9 for i in range(64)]) for _ in range(1000)
+        ],
         lambda m: [
             m.generate(
                 [3] * 10, max_tokens=450, ignore_eos=True, logits_processor=lambda t, x: None
@@ -246,13 +248,13 @@ def run_script(text: str) -> subprocess.CompletedProcess[str]:
         "stream = m.stream('a', max_tokens=300, ignore_eos=True); next(stream)",
         "s = m.session(); s.forward([1, 2]); del m",
         "threading.Thread(target=m.generate, args=('a',), daemon=True).start(); time.sleep(0.01)",
-        "import multiprocessing as mp; mp.get_context('fork').Process(target=len, args=('',)).start()",
+        "multiprocessing.get_context('fork').Process(target=len, args=('',)).start()",
     ],
 )
 def test_the_interpreter_ends_whatever_is_open(ending):
     result = run_script(
         f"""
-        import threading, time, moesaic
+        import multiprocessing, threading, time, moesaic
         m = moesaic.Model.demo(progress=False)
         m.generate("a", max_tokens=2)
         {ending}

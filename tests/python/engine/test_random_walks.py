@@ -1,7 +1,7 @@
-"""Random programs over sessions, batches and caches against fresh runs: every byte must be the same.
+"""Random programs over sessions, batches and caches against fresh runs, byte for byte.
 
-With deterministic=True there is one right answer for a token list, however it came about: forks, truncations, chunks,
-evicted or reused prefixes, and whoever shared its steps.
+With deterministic=True there is one right answer for a token list, however it came about: forks,
+truncations, chunks, evicted or reused prefixes, and whoever shared its steps.
 """
 
 from __future__ import annotations
