@@ -19,7 +19,7 @@ constexpr std::int64_t kTeamFromFloats = 16 << 10;
 // 20 ms with the generic ones.
 constexpr std::int64_t kPieceMacs = std::int64_t{32} << 20;
 // Cuts fall on multiples of this, so that many-row kernels get whole panels.
-constexpr std::int64_t kRowGrain = 16;
+constexpr std::int64_t kRowGrain = 32;
 
 std::int64_t div_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 std::int64_t round_up(std::int64_t a, std::int64_t b) { return div_up(a, b) * b; }
@@ -195,7 +195,7 @@ void MatmulRun::plan_wave(std::int64_t block_begin, std::int64_t block_end) {
           round_up(kPieceMacs / std::max<std::int64_t>(n_cols * k_, 1), kRowGrain), kRowGrain);
       // No fewer pieces than keep the team even.
       const std::int64_t even =
-          round_up(div_up(task.n_rows, 4 * backend_.pool_.size()), 4 * kRowGrain);
+          round_up(div_up(task.n_rows, 4 * backend_.pool_.size()), 2 * kRowGrain);
       task.piece_rows = std::min(task.piece_rows, even);
       task.piece_begin = piece;
       piece += div_up(task.n_rows, task.piece_rows);

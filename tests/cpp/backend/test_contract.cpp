@@ -25,6 +25,13 @@ void* counted(std::size_t n_bytes) {
 
 void* operator new(std::size_t n_bytes) { return counted(n_bytes); }
 void* operator new[](std::size_t n_bytes) { return counted(n_bytes); }
+void* operator new(std::size_t n_bytes, const std::nothrow_t&) noexcept {
+  g_n_allocations.fetch_add(1, std::memory_order_relaxed);
+  return std::malloc(n_bytes == 0 ? 1 : n_bytes);
+}
+void* operator new[](std::size_t n_bytes, const std::nothrow_t& nothrow) noexcept {
+  return operator new(n_bytes, nothrow);
+}
 void operator delete(void* memory) noexcept { std::free(memory); }
 void operator delete[](void* memory) noexcept { std::free(memory); }
 void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
