@@ -1,22 +1,23 @@
 """The ``moesaic`` command: one module per sub-command, put together here.
 
 Errors are one line on stderr that says what to do next, never a traceback. Exit codes: 0 done, 1
-a Moesaic error
-(bad file, not enough memory, ...), 2 wrong usage, 130 interrupted.
+failed (a bad file, not enough memory, ...), 2 wrong usage, 130 interrupted, 141 nobody reads on.
 """
 
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
+from moesaic._version import __version__
+from moesaic.cli import terminal
 from moesaic.cli.chat import chat
 from moesaic.cli.demo import demo
 from moesaic.cli.doctor import doctor
 from moesaic.cli.inspect import inspect
 from moesaic.cli.run import run
-from moesaic.errors import MoesaicError
 
 __all__ = ["app", "main"]
 
@@ -35,16 +36,27 @@ app.command()(demo)
 app.command()(doctor)
 
 
+def print_version(wanted: bool) -> None:
+    """``--version``."""
+    if wanted:
+        print(f"moesaic {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", callback=print_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Run mixture-of-experts language models from GGUF files."""
+
+
 def main() -> None:
     """Run the command line and leave with its exit code."""
     try:
         app()
-    except MoesaicError as error:
-        print(f"moesaic: {error}", file=sys.stderr)
-        sys.exit(1)
-    except BrokenPipeError:  # `moesaic run ... | head`
-        sys.stderr.close()
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt:  # before a command began; later ones are the commands' own
+        print("moesaic: interrupted", file=sys.stderr)
+        sys.exit(terminal.INTERRUPTED)

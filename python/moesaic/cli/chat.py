@@ -1,8 +1,8 @@
 """``moesaic chat MODEL``: a conversation in the terminal.
 
-Lines are edited and remembered by readline where Python has it. A line ending in a backslash goes
-on in the next one,
-and three double quotes open and close a block. Lines that begin with / are commands.
+Lines are edited and remembered by readline where Python has it. A line that ends in a backslash
+goes on in the next one, and three double quotes open and close a block. Lines that begin with /
+are commands (``chat_commands``). Without a terminal every line of stdin is a message.
 """
 
 from __future__ import annotations
@@ -10,40 +10,24 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from moesaic.cli import chat_commands
 from moesaic.cli import options as o
 from moesaic.cli.run import figures
-from moesaic.errors import MoesaicError
+from moesaic.cli.terminal import command, one_line
+from moesaic.errors import ArgumentError, FormatError, MoesaicError
+from moesaic.generation import check_options
 from moesaic.model import Model
-
-HELP = """\
-/help            this list
-/reset           forget the conversation (the system message stays)
-/system TEXT     set the system message and forget the conversation
-/undo            take back the last question and its answer
-/set NAME VALUE  temperature, top_k, top_p, min_p, seed or max_tokens
-/show            the conversation, settings and tokens in use
-/save FILE       write the conversation as Markdown
-/quit            leave (also Ctrl-D)
-A line ending in \\ goes on in the next; \"\"\" opens and closes a block of lines. Ctrl-C stops an
-answer."""
-
-SETTINGS: dict[str, Callable[[str], float | int]] = {
-    "temperature": float,
-    "top_k": int,
-    "top_p": float,
-    "min_p": float,
-    "seed": int,
-    "max_tokens": int,
-}
+from moesaic.results import Timings
 
 
+@command
 def chat(
     model: o.ModelPath,
     system: Annotated[str | None, typer.Option("--system", "-s", help="System message.")] = None,
@@ -52,27 +36,36 @@ def chat(
     top_k: o.TopK = 40,
     top_p: o.TopP = 0.95,
     min_p: o.MinP = 0.05,
-    seed: o.Seed = None,
-    n_ctx: o.ContextLength = 4096,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Same seed, same answers.  [default: random]")
+    ] = None,
+    n_ctx: o.ContextLength = None,
     threads: o.Threads = None,
     deterministic: o.Deterministic = False,
 ) -> None:
-    """Talk with a model in the terminal; /help lists the commands."""
+    """Talk with a model; /help lists the commands."""
+    settings: dict[str, Any] = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "seed": seed,
+    }
     with o.open_model(model, n_ctx=n_ctx, threads=threads, deterministic=deterministic) as m:
-        conversation = Conversation(
-            m,
-            system,
-            {
-                "max_tokens": max_tokens,
-                "temperature": temperature,
-                "top_k": top_k,
-                "top_p": top_p,
-                "min_p": min_p,
-                "seed": seed,
-            },
-        )
+        check_options(settings, m.config.vocab, "chat")
+        if "tokenizer.chat_template" not in m.metadata:
+            raise FormatError(
+                f"[chat] {model}: it has no chat template (key tokenizer.chat_template), so it was "
+                "not made for conversations; use moesaic run"
+            )
+        conversation = Conversation(m, system, settings)
+        if not sys.stdin.isatty():
+            converse(conversation, interactive=False)
+            return
+        print("Type a message; /help lists the commands, Ctrl-D leaves.", file=sys.stderr)
         with line_history():
-            converse(conversation)
+            converse(conversation, interactive=True)
 
 
 @dataclass
@@ -99,135 +92,123 @@ class Conversation:
                 return True
         return False
 
+    def tokens_used(self) -> int:
+        """Tokens that the conversation takes, with the beginning of the next answer."""
+        text = self.model.render_chat(self.messages)
+        return len(self.model.tokenize(text, parse_special=True))
+
     def answer(self, text: str) -> None:
-        """Ask, print the answer as it comes, remember both; Ctrl-C keeps what was said."""
+        """Ask, print the answer as it comes, remember both. Ctrl-C keeps what was said.
+
+        Raises
+        ------
+        MoesaicError
+            The conversation is as it was before.
+        """
         self.messages.append({"role": "user", "content": text})
-        said: list[str] = []
-        timings = None
         try:
-            for chunk in self.model.chat(self.messages, stream=True, **self.settings):
+            self._check_room()
+            said, timings, finish = self._print_answer()
+        except BaseException:
+            self.messages.pop()
+            raise
+        if finish == "stopped" and not said:
+            self.messages.pop()
+            print("(stopped before it began; the question is taken back)", file=sys.stderr)
+            return
+        self.messages.append({"role": "assistant", "content": said})
+        if timings is not None:
+            print(f"[{figures(timings)}{self._note(timings, finish)}]", file=sys.stderr)
+
+    def _note(self, timings: Timings, finish: str) -> str:
+        """Why an answer ended, where that is not its own doing."""
+        if finish == "stopped":
+            return "; stopped, and kept as far as it came"
+        if finish != "length":
+            return ""
+        if timings.generated_tokens >= self.settings["max_tokens"]:
+            return f"; cut at {timings.generated_tokens} tokens, /set max_tokens allows more"
+        return "; cut where the context is full, /undo or /reset makes room"
+
+    def _check_room(self) -> None:
+        used, n_ctx = self.tokens_used(), self.model.n_ctx
+        if used >= n_ctx:
+            raise ArgumentError(
+                f"[chat] the conversation takes {used} tokens of a context of {n_ctx}: /undo or "
+                f"/reset makes room, or start again with --n-ctx {2 * used}"
+            )
+
+    def _print_answer(self) -> tuple[str, Timings | None, str]:
+        """Return what was said, how fast, and why it ended."""
+        said: list[str] = []
+        timings, finish = None, "stopped"
+        chunks = self.model.chat(self.messages, stream=True, **self.settings)
+        try:
+            for chunk in chunks:
                 said.append(chunk.text)
-                timings = chunk.timings
+                timings, finish = chunk.timings, chunk.finish_reason or finish
                 sys.stdout.write(chunk.text)
                 sys.stdout.flush()
         except KeyboardInterrupt:
-            sys.stdout.write(" [stopped]")
-        except MoesaicError:
-            self.messages.pop()
-            raise
-        sys.stdout.write("\n")
-        self.messages.append({"role": "assistant", "content": "".join(said)})
-        if timings is not None:
-            print(figures(timings), file=sys.stderr)
+            finish = "stopped"
+        if said:
+            sys.stdout.write("\n")
+            sys.stdout.flush()
+        return "".join(said), timings, finish
 
 
-def converse(conversation: Conversation) -> None:
-    """Read, answer, until the input ends."""
-    interactive = sys.stdin.isatty()
-    if interactive:
-        print("Type a message; /help lists the commands.", file=sys.stderr)
+def converse(conversation: Conversation, *, interactive: bool) -> None:
+    """Read and answer until the input ends; without a person, until the first error."""
     while True:
         try:
-            text = read_message("> " if interactive else "")
+            text = read_message(interactive)
         except EOFError:
+            if interactive:
+                print(file=sys.stderr)
             return
         except KeyboardInterrupt:
+            if not interactive:
+                raise
             print("\n(Ctrl-D or /quit leaves)", file=sys.stderr)
             continue
         if not text.strip():
             continue
         try:
             if text.startswith("/"):
-                if not command(conversation, text):
+                if not chat_commands.run(conversation, text):
                     return
             else:
                 conversation.answer(text)
-        except (MoesaicError, OSError, ValueError) as error:
-            print(f"moesaic: {error}", file=sys.stderr)
+        except BrokenPipeError:
+            raise
+        except (MoesaicError, OSError) as error:
+            if not interactive:
+                raise
+            print(f"moesaic: {one_line(error)}", file=sys.stderr)
 
 
-def read_message(prompt: str) -> str:
+def read_message(interactive: bool) -> str:
     """One message: a line, lines joined by trailing backslashes, or a block in triple quotes."""
-    line = input(prompt)
-    if line.strip().startswith('"""'):
-        lines = [line.strip()[3:]]
-        while not lines[-1].rstrip().endswith('"""'):
-            lines.append(input("... " if prompt else ""))
-        lines[-1] = lines[-1].rstrip()[:-3]
-        return "\n".join(lines).strip("\n")
+    line = input("> " if interactive else "")
+    more = "... " if interactive else ""
     lines = [line]
-    while lines[-1].endswith("\\"):
-        lines[-1] = lines[-1][:-1]
-        lines.append(input("... " if prompt else ""))
+    try:
+        if line.strip().startswith('"""'):
+            lines = [line.strip()[3:]]
+            while not lines[-1].rstrip().endswith('"""'):
+                lines.append(input(more))
+            lines[-1] = lines[-1].rstrip()[:-3]
+            return "\n".join(lines).strip("\n")
+        while lines[-1].endswith("\\"):
+            lines[-1] = lines[-1][:-1]
+            lines.append(input(more))
+    except EOFError:  # what was begun counts; the next read ends the conversation
+        pass
     return "\n".join(lines)
 
 
-def command(conversation: Conversation, line: str) -> bool:
-    """Carry out a /command; False means leave."""
-    name, _, rest = line[1:].partition(" ")
-    rest = rest.strip()
-    match name:
-        case "quit" | "exit" | "q":
-            return False
-        case "help" | "?":
-            print(HELP)
-        case "reset":
-            conversation.reset()
-            print("(forgotten)")
-        case "system":
-            conversation.system = rest or None
-            conversation.reset()
-            print("(system message set)" if rest else "(no system message)")
-        case "undo":
-            print("(taken back)" if conversation.undo() else "(nothing to take back)")
-        case "set":
-            change_setting(conversation, rest)
-        case "show":
-            show(conversation)
-        case "save":
-            save(conversation, rest)
-        case _:
-            print(f"no command /{name}; /help lists them")
-    return True
-
-
-def change_setting(conversation: Conversation, rest: str) -> None:
-    """``/set NAME VALUE``."""
-    name, _, value = rest.partition(" ")
-    if name not in SETTINGS:
-        print(f"/set takes one of {', '.join(SETTINGS)}")
-        return
-    try:
-        conversation.settings[name] = SETTINGS[name](value)
-    except ValueError:
-        print(f"/set {name}: {value!r} is not a number")
-        return
-    print(f"({name} = {conversation.settings[name]})")
-
-
-def show(conversation: Conversation) -> None:
-    """``/show``."""
-    for message in conversation.messages:
-        print(f"{message['role']}: {message['content']}")
-    if conversation.messages:
-        text = conversation.model.render_chat(conversation.messages)
-        used = len(conversation.model.tokenize(text, add_special=False, parse_special=True))
-        print(f"({used} tokens of a context of {conversation.model.n_ctx})")
-    print(", ".join(f"{k} {v}" for k, v in conversation.settings.items()))
-
-
-def save(conversation: Conversation, name: str) -> None:
-    """``/save FILE``."""
-    if not name:
-        print("/save takes a file name")
-        return
-    text = "".join(f"**{m['role']}**\n\n{m['content']}\n\n" for m in conversation.messages)
-    Path(name).expanduser().write_text(text)
-    print(f"(written to {name})")
-
-
 @contextlib.contextmanager
-def line_history() -> Any:
+def line_history() -> Iterator[None]:
     """Readline's history, kept between conversations under the user's state folder."""
     try:
         import readline
@@ -236,6 +217,7 @@ def line_history() -> Any:
         return
     state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
     path = state / "moesaic" / "chat_history"
+    readline.parse_and_bind("set enable-bracketed-paste on")  # pasted lines are one message
     with contextlib.suppress(OSError):
         readline.read_history_file(path)
     try:
@@ -244,5 +226,6 @@ def line_history() -> Any:
         readline.set_history_length(1000)
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch(mode=0o600)  # conversations are private
             readline.write_history_file(path)
-            path.chmod(0o600)  # conversations are private
+            path.chmod(0o600)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
-from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 
 from moesaic import _core
 from moesaic.cli import options as o
+from moesaic.cli.terminal import command, human_bytes, one_line, plain, print_json, table
 from moesaic.errors import FormatError
 from moesaic.gguf import GGUF, Tensor
 
 CONTEXT_LENGTHS = (4096, 16384, 65536, 262144)
 
 
+@command
 def inspect(
     file: o.ModelPath,
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
@@ -25,15 +28,15 @@ def inspect(
     as_json: o.Json = False,
 ) -> None:
     """Show what a file holds, and the memory it needs by context length."""
-    with GGUF(str(file)) as gguf:
-        report = describe(gguf, file)
+    with GGUF(file) as gguf:
+        report = describe(gguf)
         if as_json:
-            o.print_json(report | {"tensors": [tensor_row(n, t) for n, t in gguf.tensors.items()]})
+            print_json(report | {"tensors": [tensor_row(n, t) for n, t in gguf.tensors.items()]})
             return
         print_report(report)
         if metadata:
             print("\nmetadata")
-            print(o.table([(k, short(v)) for k, v in gguf.metadata.items()]))
+            print(table([(k, short(v)) for k, v in gguf.metadata.items()]))
         if tensors:
             print("\ntensors")
             rows = [tensor_row(n, t) for n, t in gguf.tensors.items()]
@@ -42,16 +45,17 @@ def inspect(
                     r["name"],
                     " x ".join(map(str, r["shape"])),
                     r["qtype"],
-                    o.human_bytes(r["nbytes"]),
+                    human_bytes(r["nbytes"]),
                 )
                 for r in rows
             ]
-            print(o.table(cells, right=frozenset({3})))
+            print(table(cells, right=frozenset({3})))
         if template:
-            print(f"\n{gguf.metadata.get('tokenizer.chat_template', '(no chat template)')}")
+            text = gguf.metadata.get("tokenizer.chat_template", "(no chat template)")
+            print(f"\n{plain(str(text), keep=chr(10) + chr(9))}")
 
 
-def describe(gguf: GGUF, path: Path) -> dict[str, Any]:
+def describe(gguf: GGUF) -> dict[str, Any]:
     """Everything ``inspect`` says, as plain data."""
     m = gguf.metadata
     arch = str(m.get("general.architecture", ""))
@@ -63,10 +67,10 @@ def describe(gguf: GGUF, path: Path) -> dict[str, Any]:
         row["bytes"] += t.nbytes
     params = sum(r["params"] for r in by_type.values())
     n_bytes = sum(r["bytes"] for r in by_type.values())
-    config, reason = runnable(path)
+    config, reason = runnable(gguf)
+    tokens = m.get("tokenizer.ggml.tokens")
     return {
-        "file": str(path),
-        "parts": [str(p) for p in gguf.paths],
+        "files": list(gguf.paths),
         "gguf_version": gguf.version,
         "arch": arch,
         "name": str(m.get("general.name", "")),
@@ -77,31 +81,33 @@ def describe(gguf: GGUF, path: Path) -> dict[str, Any]:
         "layers": layer_kinds(gguf),
         "config": config,
         "not_runnable_because": reason,
-        "memory": memory_by_context(path, config) if config else [],
+        "memory": memory_by_context(gguf, config) if config else [],
         "tokenizer": {
             "model": m.get("tokenizer.ggml.model"),
             "pre": m.get("tokenizer.ggml.pre"),
-            "vocab": len(m["tokenizer.ggml.tokens"]) if "tokenizer.ggml.tokens" in m else 0,  # type: ignore[arg-type]
+            "vocab": len(tokens) if isinstance(tokens, list) else 0,
         },
         "chat_template": "tokenizer.chat_template" in m,
     }
 
 
-def runnable(path: Path) -> tuple[dict[str, Any] | None, str | None]:
+def runnable(gguf: GGUF) -> tuple[dict[str, Any] | None, str | None]:
     """Return the configuration, or why Moesaic cannot run the file."""
+    if not gguf.tensors:
+        return None, "it holds no tensors, only what a tokenizer needs"
     try:
-        return _core.describe(str(path)), None
+        first: Any = os.fsencode(gguf.paths[0])  # a name need not be UTF-8
+        return _core.describe(first), None
     except FormatError as error:
         return None, str(error)
 
 
-def memory_by_context(path: Path, config: dict[str, Any]) -> list[dict[str, int]]:
-    """Bytes needed at some context lengths, up to the one the model was trained for."""
+def memory_by_context(gguf: GGUF, config: dict[str, Any]) -> list[dict[str, int]]:
+    """Bytes that one sequence needs at some lengths, up to the one the model was trained for."""
     longest = int(config["n_ctx_train"]) or CONTEXT_LENGTHS[-1]
-    lengths = sorted(
-        {min(n, longest) for n in CONTEXT_LENGTHS} | {min(longest, CONTEXT_LENGTHS[-1])}
-    )
-    return [{"n_ctx": n} | _core.memory_need(str(path), n_ctx=n) for n in lengths]
+    lengths = {min(n, longest) for n in CONTEXT_LENGTHS}
+    first: Any = os.fsencode(gguf.paths[0])
+    return [{"n_ctx": n} | _core.memory_need(first, n_ctx=n) for n in sorted(lengths)]
 
 
 def layer_kinds(gguf: GGUF) -> list[dict[str, Any]]:
@@ -129,10 +135,12 @@ def tensor_row(name: str, t: Tensor) -> dict[str, Any]:
 
 def print_report(r: dict[str, Any]) -> None:
     """The report for people."""
-    bits = f"{r['bits_per_weight']:.2f} bits a weight"
-    size = f"{o.human_bytes(r['bytes'])} in {len(r['parts'])} file(s), {bits}"
+    n_files = len(r["files"])
+    size = human_bytes(r["bytes"]) + (f" in {n_files} files" if n_files > 1 else "")
+    if r["params"]:
+        size += f", {r['bits_per_weight']:.2f} bits a weight"
     head: list[tuple[str, ...]] = [
-        ("architecture", r["arch"] + (f" ({r['name']})" if r["name"] else "")),
+        ("architecture", (r["arch"] or "(none)") + (f" ({r['name']})" if r["name"] else "")),
         ("parameters", f"{r['params']:,}"),
         ("size", size),
     ]
@@ -149,12 +157,14 @@ def print_report(r: dict[str, Any]) -> None:
         pre = f" / {t['pre']}" if t["pre"] else ""
         head.append(("tokenizer", f"{t['model']}{pre}, {t['vocab']:,} tokens"))
     head.append(("chat template", "yes" if r["chat_template"] else "no"))
-    print(o.table(head))
-    print("\ntypes")
-    rows: list[tuple[str, ...]] = [("type", "tensors", "parameters", "bytes")]
-    for name, row in sorted(r["types"].items(), key=lambda item: -item[1]["bytes"]):
-        rows.append((name, str(row["tensors"]), f"{row['params']:,}", o.human_bytes(row["bytes"])))
-    print(o.table(rows, right=frozenset({1, 2, 3})))
+    print(table(head))
+    if r["types"]:
+        print("\ntypes")
+        rows: list[tuple[str, ...]] = [("type", "tensors", "parameters", "bytes")]
+        for name, row in sorted(r["types"].items(), key=lambda item: -item[1]["bytes"]):
+            n_bytes = human_bytes(row["bytes"])
+            rows.append((name, str(row["tensors"]), f"{row['params']:,}", n_bytes))
+        print(table(rows, right=frozenset({1, 2, 3})))
     if r["layers"]:
         print("\nlayers")
         cells: list[tuple[str, ...]] = []
@@ -165,22 +175,34 @@ def print_report(r: dict[str, Any]) -> None:
                 else f"{run['first']}-{run['last']}"
             )
             each = run["bytes"] / (run["last"] - run["first"] + 1)
-            cells.append((span, f"{o.human_bytes(each)} each", " ".join(run["tensors"])))
-        print(o.table(cells, right=frozenset({1})))
+            cells.append((span, f"{human_bytes(each)} each", " ".join(run["tensors"])))
+        print(table(cells, right=frozenset({1})))
     if c is None:
-        print(f"\nMoesaic cannot run this file: {r['not_runnable_because']}")
+        print(f"\nMoesaic cannot run this file: {one_line(r['not_runnable_because'])}")
         return
+    print_memory(r["memory"])
+
+
+def print_memory(needs: list[dict[str, int]]) -> None:
+    """What it takes to run one sequence, by its length, and what this machine has."""
+    columns = {"weights": "weights_bytes", "made at load": "derived_bytes"}
+    if not any(need["derived_bytes"] for need in needs):
+        del columns["made at load"]
+    columns |= {"KV cache": "kv_bytes", "scratch": "scratch_bytes", "total": "total_bytes"}
+    rows: list[tuple[str, ...]] = [("context", *columns)]
+    for need in needs:
+        rows.append((f"{need['n_ctx']:,}", *(human_bytes(need[k]) for k in columns.values())))
     print("\nmemory to run it")
-    rows = [("context", "weights", "KV cache", "scratch", "total")]
-    for need in r["memory"]:
-        keys = ("weights_bytes", "kv_bytes", "scratch_bytes", "total_bytes")
-        rows.append((f"{need['n_ctx']:,}", *(o.human_bytes(need[k]) for k in keys)))
-    print(o.table(rows, right=frozenset({0, 1, 2, 3, 4})))
+    print(table(rows, right=frozenset(range(len(rows[0])))))
+    print(f"free on this machine: {human_bytes(_core.available_memory_bytes())}")
 
 
 def short(value: object, limit: int = 80) -> str:
-    """One line of a metadata value."""
-    text = repr(value) if not hasattr(value, "__len__") or isinstance(value, str) else None
-    if text is None:
-        text = f"[{len(value)} values]"  # type: ignore[arg-type]
+    """One line of a metadata value; of an array its first values and their number."""
+    if isinstance(value, list | np.ndarray):
+        some = ", ".join(short(v, 16) for v in value[:4])
+        more = ", ..." if len(value) > 4 else ""
+        text = f"{len(value)} values: {some}{more}"
+    else:
+        text = str(value.item()) if isinstance(value, np.generic) else repr(value)
     return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,18 +1,20 @@
-"""Options that several commands share, each said once, and opening a model from them."""
+"""Options that several commands share, each said once, and opening a model from them.
+
+Nothing here prints or ends the process; see ``terminal`` for that.
+"""
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Mapping
-from dataclasses import asdict, is_dataclass
+import secrets
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import numpy as np
 import typer
 
+from moesaic.gguf import GGUF
 from moesaic.model import Model
+
+_USUAL_CONTEXT = 4096
 
 ModelPath = Annotated[
     Path,
@@ -20,10 +22,23 @@ ModelPath = Annotated[
         metavar="MODEL", help="A GGUF file, any part of a split set.", show_default=False
     ),
 ]
-ContextLength = Annotated[int, typer.Option("--n-ctx", "-c", help="Longest sequence, in tokens.")]
+ContextLength = Annotated[
+    int | None,
+    typer.Option(
+        "--n-ctx",
+        "-c",
+        help="Longest sequence, in tokens.  [default: 4096, or what the model was trained for]",
+        show_default=False,
+    ),
+]
 Threads = Annotated[
     int | None,
-    typer.Option("--threads", "-t", help="CPU threads.  [default: all the process may use]"),
+    typer.Option(
+        "--threads",
+        "-t",
+        help="CPU threads.  [default: all the process may use]",
+        show_default=False,
+    ),
 ]
 Deterministic = Annotated[
     bool, typer.Option("--deterministic", help="The same bytes whatever the threads and batches.")
@@ -34,55 +49,31 @@ TopK = Annotated[int, typer.Option("--top-k", help="0 is off.")]
 TopP = Annotated[float, typer.Option("--top-p", help="1 is off.")]
 MinP = Annotated[float, typer.Option("--min-p", help="0 is off.")]
 Seed = Annotated[
-    int | None, typer.Option("--seed", help="Same seed, same tokens.  [default: random]")
+    int | None,
+    typer.Option(
+        "--seed", help="Same seed, same tokens.  [default: random, shown]", show_default=False
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
 
-def open_model(path: Path, *, n_ctx: int, threads: int | None, deterministic: bool) -> Model:
-    """Open a model with a progress bar where there is a terminal to show it on."""
+def open_model(path: Path, *, n_ctx: int | None, threads: int | None, deterministic: bool) -> Model:
+    """Open a model, with a progress bar where there is a terminal to show it on."""
+    if n_ctx is None:
+        n_ctx = usual_context(path)
     return Model(str(path), n_ctx=n_ctx, threads=threads, deterministic=deterministic)
 
 
-def jsonable(value: object) -> Any:
-    """Plain JSON values of dataclasses, arrays, mappings and sequences."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return jsonable(asdict(value))
-    if isinstance(value, Mapping):
-        return {str(k): jsonable(v) for k, v in value.items()}
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, list | tuple):
-        return [jsonable(v) for v in value]
-    if isinstance(value, bytes):
-        return value.decode(errors="replace")
-    return value
+def usual_context(path: Path) -> int:
+    """Return a context length that suits most uses and that the model was trained for."""
+    with GGUF(path) as file:
+        arch = file.metadata.get("general.architecture")
+        trained = file.metadata.get(f"{arch}.context_length")
+    if isinstance(trained, int) and trained > 0:
+        return min(_USUAL_CONTEXT, trained)
+    return _USUAL_CONTEXT
 
 
-def print_json(value: object) -> None:
-    """Print one JSON object on stdout."""
-    json.dump(jsonable(value), sys.stdout, ensure_ascii=False)
-    sys.stdout.write("\n")
-
-
-def human_bytes(n_bytes: float) -> str:
-    """Bytes as a person would say them: ``1.6 GB`` (powers of 1000, as disks are sold)."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:.2f} TB"
-
-
-def table(rows: list[tuple[str, ...]], *, right: frozenset[int] = frozenset()) -> str:
-    """Columns padded to their widest cell; the columns in `right` are aligned to the right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if i in right else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
+def chosen_seed(seed: int | None) -> int:
+    """Return the seed, or a random one that is short enough to type."""
+    return secrets.randbits(32) if seed is None else seed

@@ -1,0 +1,150 @@
+"""What a command owes its terminal: errors in one line, exit codes, JSON, tables, safe text.
+
+Not here: what the commands do.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, is_dataclass
+from typing import Any, TextIO
+
+import numpy as np
+import typer
+
+from moesaic.errors import ArgumentError, MoesaicError
+
+FAILED = 1
+WRONG_USAGE = 2
+INTERRUPTED = 130  # 128 + SIGINT, as shells say it
+NO_READER = 141  # 128 + SIGPIPE
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Make a function a command: what it raises on purpose becomes one line and an exit code."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **options: Any) -> None:
+        make_output_safe()
+        try:
+            function(*args, **options)
+            sys.stdout.flush()
+        except ArgumentError as error:
+            fail(error, WRONG_USAGE)
+        except BrokenPipeError:  # `moesaic run ... | head -1`: the reader has what it wanted
+            drop_output()
+            raise typer.Exit(NO_READER) from None
+        except MemoryError as error:  # also ours; Python's own has no message
+            fail(str(error) or "out of memory", FAILED)
+        except (MoesaicError, OSError) as error:
+            fail(error, FAILED)
+        except KeyboardInterrupt:
+            interrupted()
+
+    return run
+
+
+def fail(error: object, code: int) -> None:
+    """Say what is wrong in one line on stderr, and leave."""
+    print(f"moesaic: {one_line(error)}", file=sys.stderr)
+    raise typer.Exit(code) from None
+
+
+def interrupted() -> None:
+    """Leave after Ctrl-C."""
+    print("moesaic: interrupted", file=sys.stderr)
+    raise typer.Exit(INTERRUPTED) from None
+
+
+def make_output_safe() -> None:
+    """Make writing text never fail for its characters, and warnings one line each."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # not where a test or a notebook has replaced it
+            stream.reconfigure(errors="replace")
+    warnings.showwarning = show_warning
+
+
+def show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Print a warning as the command line's user needs it: without the place in our source."""
+    print(f"moesaic: warning: {one_line(message)}", file=file or sys.stderr)
+
+
+def drop_output() -> None:
+    """Point stdout at nothing, so that the interpreter's last flush does not fail again."""
+    try:
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, sys.stdout.fileno())
+    except (OSError, ValueError):  # a stdout without a descriptor has nothing to flush
+        pass
+
+
+def one_line(text: object) -> str:
+    """Return a message as one line, safe to print."""
+    return plain(" ".join(str(text).split("\n")))
+
+
+def plain(text: str, keep: str = "") -> str:
+    r"""Write control characters as ``\x1b``: what a file says must not drive a terminal."""
+    return "".join(
+        c if c in keep or (c.isprintable() or c == " ") else c.encode("unicode_escape").decode()
+        for c in text
+    )
+
+
+def jsonable(value: object) -> Any:
+    """Plain JSON values of dataclasses, arrays, mappings and sequences."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return jsonable(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(k): jsonable(v) for k, v in value.items()}
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, list | tuple):
+        return [jsonable(v) for v in value]
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return value
+
+
+def print_json(value: object) -> None:
+    """Print one JSON object on stdout."""
+    json.dump(jsonable(value), sys.stdout, ensure_ascii=False, allow_nan=False)
+    sys.stdout.write("\n")
+
+
+def human_bytes(n_bytes: float) -> str:
+    """Bytes as a person would say them: ``1.6 GB`` (powers of 1000, as disks are sold)."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.2f} TB"
+
+
+def table(rows: list[tuple[str, ...]], *, right: frozenset[int] = frozenset()) -> str:
+    """Columns padded to their widest cell; the columns in `right` are aligned to the right."""
+    if not rows:
+        return "(none)"
+    rows = [tuple(plain(cell) for cell in row) for row in rows]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if i in right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
