@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -202,7 +203,6 @@ TEST(LocalRunner, SamplingSeesTheHistoryAndLeavesTheLogitsAlone) {
   ASSERT_TRUE(first.sampled.has_value());
   const auto best = std::max_element(first.logits.begin(), first.logits.end());
   EXPECT_EQ(first.sampled->token, best - first.logits.begin());
-  // Its own rows count as history: a heavy penalty on them and on the greedy choice moves it.
   SamplerSpec penal = greedy;
   penal.frequency_penalty = 2.0F;
   penal.repeat_penalty = 1000.0F;
@@ -211,6 +211,28 @@ TEST(LocalRunner, SamplingSeesTheHistoryAndLeavesTheLogitsAlone) {
   const SequenceResult second = run_one(*runner, step);
   EXPECT_NE(second.sampled->token, first.sampled->token);
   EXPECT_EQ(second.logits, first.logits);
+}
+
+TEST(LocalRunner, TheRowsOfAStepAreHistoryToo) {
+  const auto runner = small();
+  SamplerSpec greedy;
+  greedy.temperature = 0.0F;
+  SamplerSpec penal = greedy;
+  penal.repeat_penalty = 1000.0F;
+  int n_seen = 0;
+  for (std::uint32_t seed = 0; seed < 20; ++seed) {
+    const auto tokens = some_tokens(30, runner->config().vocab, seed);
+    SequenceStep step = rows(runner->open(), 0, tokens, Logits::kNone);
+    step.sampler = &greedy;
+    const std::int32_t best = run_one(*runner, step).sampled->token;
+    step.sampler = &penal;
+    const std::int32_t other = run_one(*runner, step).sampled->token;
+    runner->close(step.sequence);
+    if (std::find(tokens.begin(), tokens.end(), best) == tokens.end()) continue;
+    EXPECT_NE(other, best) << "the prompt holds it";
+    ++n_seen;
+  }
+  EXPECT_GT(n_seen, 0);
 }
 
 TEST(LocalRunner, RefusesWhatItCannotRun) {
