@@ -6,14 +6,14 @@
 namespace moesaic::kernels::avx512vnni {
 
 void fill_iq(Table& t) {
-  add_super_type<Ints, FastIQ1S>(t, "avx512vnni/IQ1_S", 4);
-  add_super_type<Ints, FastIQ1M>(t, "avx512vnni/IQ1_M", 4);
-  add_super_type<Ints, FastIQ2XXS>(t, "avx512vnni/IQ2_XXS", 4);
-  add_super_type<Ints, FastIQ2XS>(t, "avx512vnni/IQ2_XS", 4);
-  add_super_type<Ints, FastIQ2S>(t, "avx512vnni/IQ2_S", 4);
-  add_super_type<Ints, FastIQ3XXS>(t, "avx512vnni/IQ3_XXS", 4);
-  add_super_type<Ints, FastIQ3S>(t, "avx512vnni/IQ3_S", 4);
-  add_super_type<Ints, IQ4XS<Ints>>(t, "avx512vnni/IQ4_XS", 4);
+  add_super_type<Ints, FastIQ1S>(t, "avx512vnni/IQ1_S");
+  add_super_type<Ints, FastIQ1M>(t, "avx512vnni/IQ1_M");
+  add_super_type<Ints, FastIQ2XXS>(t, "avx512vnni/IQ2_XXS");
+  add_super_type<Ints, FastIQ2XS>(t, "avx512vnni/IQ2_XS");
+  add_super_type<Ints, FastIQ2S>(t, "avx512vnni/IQ2_S");
+  add_super_type<Ints, FastIQ3XXS>(t, "avx512vnni/IQ3_XXS");
+  add_super_type<Ints, FastIQ3S>(t, "avx512vnni/IQ3_S");
+  add_super_type<Ints, IQ4XS<Ints>>(t, "avx512vnni/IQ4_XS");
 }
 
 }  // namespace moesaic::kernels::avx512vnni

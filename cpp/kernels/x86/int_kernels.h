@@ -11,15 +11,15 @@
 namespace moesaic::kernels {
 
 template <class X, class T>
-void add_super_type(Table& table, const char* name, std::int64_t many_from) {
+void add_super_type(Table& table, const char* name) {
   table.matmul[static_cast<std::uint32_t>(T::kQtype)] = {ActFormat::kQ8x256, name, super_few<X, T>,
-                                                         super_many<X, T>, many_from};
+                                                         super_many<X, T>, X::kManyFrom};
 }
 
 template <class X, class T>
-void add_small_type(Table& table, const char* name, std::int64_t many_from) {
+void add_small_type(Table& table, const char* name) {
   table.matmul[static_cast<std::uint32_t>(T::kQtype)] = {ActFormat::kQ8x32, name, small_few<X, T>,
-                                                         small_many<X, T>, many_from};
+                                                         small_many<X, T>, X::kManyFrom};
 }
 
 }  // namespace moesaic::kernels

@@ -21,7 +21,7 @@ struct PackedTile {
 };
 
 // Bytes of one column in a tile, whatever the tile's width.
-inline constexpr std::int64_t packed_col_bytes(ActFormat format, std::int64_t kp) {
+[[gnu::always_inline]] constexpr std::int64_t packed_col_bytes(ActFormat format, std::int64_t kp) {
   return kp + kp / kSumGroup * 2 + kp / scale_group(format) * 4 + kp / kChunk * 4;
 }
 

@@ -60,6 +60,7 @@ struct PanelDots {
     for (int first = 0; first < n; first += kRun) {
       V words[w];
       for (V& x : words) x = X::zero_v();
+#pragma GCC unroll 2
       for (int i = first; i < first + kRun; ++i) {
         const V x = X::load_v(values + i * 4 * X::kRows);
         for (int j = 0; j < w; ++j) {

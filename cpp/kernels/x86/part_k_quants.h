@@ -7,13 +7,13 @@
 namespace moesaic::kernels::MOESAIC_ISA_NAMESPACE {
 
 void fill_k_quants(Table& t) {
-  add_super_type<Ints, Q2K<Ints>>(t, MOESAIC_ISA_NAME "/Q2_K", 4);
-  add_super_type<Ints, Q3K<Ints>>(t, MOESAIC_ISA_NAME "/Q3_K", 4);
-  add_super_type<Ints, Q4K<Ints>>(t, MOESAIC_ISA_NAME "/Q4_K", 4);
-  add_super_type<Ints, Q5K<Ints>>(t, MOESAIC_ISA_NAME "/Q5_K", 4);
-  add_super_type<Ints, Q6K<Ints>>(t, MOESAIC_ISA_NAME "/Q6_K", 4);
-  add_super_type<Ints, TQ1<Ints>>(t, MOESAIC_ISA_NAME "/TQ1_0", 4);
-  add_super_type<Ints, TQ2<Ints>>(t, MOESAIC_ISA_NAME "/TQ2_0", 4);
+  add_super_type<Ints, Q2K<Ints>>(t, MOESAIC_ISA_NAME "/Q2_K");
+  add_super_type<Ints, Q3K<Ints>>(t, MOESAIC_ISA_NAME "/Q3_K");
+  add_super_type<Ints, Q4K<Ints>>(t, MOESAIC_ISA_NAME "/Q4_K");
+  add_super_type<Ints, Q5K<Ints>>(t, MOESAIC_ISA_NAME "/Q5_K");
+  add_super_type<Ints, Q6K<Ints>>(t, MOESAIC_ISA_NAME "/Q6_K");
+  add_super_type<Ints, TQ1<Ints>>(t, MOESAIC_ISA_NAME "/TQ1_0");
+  add_super_type<Ints, TQ2<Ints>>(t, MOESAIC_ISA_NAME "/TQ2_0");
 }
 
 }  // namespace moesaic::kernels::MOESAIC_ISA_NAMESPACE

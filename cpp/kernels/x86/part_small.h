@@ -6,14 +6,14 @@
 namespace moesaic::kernels::MOESAIC_ISA_NAMESPACE {
 
 void fill_small(Table& t) {
-  add_small_type<Ints, Q40<Ints>>(t, MOESAIC_ISA_NAME "/Q4_0", 4);
-  add_small_type<Ints, Q41<Ints>>(t, MOESAIC_ISA_NAME "/Q4_1", 4);
-  add_small_type<Ints, Q50<Ints>>(t, MOESAIC_ISA_NAME "/Q5_0", 4);
-  add_small_type<Ints, Q51<Ints>>(t, MOESAIC_ISA_NAME "/Q5_1", 4);
-  add_small_type<Ints, Q80<Ints>>(t, MOESAIC_ISA_NAME "/Q8_0", 4);
-  add_small_type<Ints, IQ4NL<Ints>>(t, MOESAIC_ISA_NAME "/IQ4_NL", 4);
-  add_small_type<Ints, MXFP4<Ints>>(t, MOESAIC_ISA_NAME "/MXFP4", 4);
-  add_small_type<Ints, NVFP4<Ints>>(t, MOESAIC_ISA_NAME "/NVFP4", 4);
+  add_small_type<Ints, Q40<Ints>>(t, MOESAIC_ISA_NAME "/Q4_0");
+  add_small_type<Ints, Q41<Ints>>(t, MOESAIC_ISA_NAME "/Q4_1");
+  add_small_type<Ints, Q50<Ints>>(t, MOESAIC_ISA_NAME "/Q5_0");
+  add_small_type<Ints, Q51<Ints>>(t, MOESAIC_ISA_NAME "/Q5_1");
+  add_small_type<Ints, Q80<Ints>>(t, MOESAIC_ISA_NAME "/Q8_0");
+  add_small_type<Ints, IQ4NL<Ints>>(t, MOESAIC_ISA_NAME "/IQ4_NL");
+  add_small_type<Ints, MXFP4<Ints>>(t, MOESAIC_ISA_NAME "/MXFP4");
+  add_small_type<Ints, NVFP4<Ints>>(t, MOESAIC_ISA_NAME "/NVFP4");
 }
 
 }  // namespace moesaic::kernels::MOESAIC_ISA_NAMESPACE
