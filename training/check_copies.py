@@ -118,12 +118,17 @@ def main() -> int:
     p.add_argument("--limit", type=int, default=100, help="a shared run of this many bytes fails")
     p.add_argument("--batch", type=int, default=16)
     p.add_argument("--seed", type=int, default=1)
+    p.add_argument("--threads", type=int, help="default: all")
     args = p.parse_args()
     train, held = austen.split(austen.chapters(args.text))
     copies = Copies("\n\n".join(c.text for c in train).encode())
     held_bytes = "\n\n".join(c.text for c in held).encode()
     worst = 0
-    with moesaic.Model(args.model) if args.model else moesaic.Model.demo() as model:
+    with (
+        moesaic.Model(args.model, n_ctx=512, threads=args.threads)
+        if args.model
+        else moesaic.Model.demo(threads=args.threads)
+    ) as model:
         for kind, texts in prompts(train, held, args.count).items():
             samples: list[bytes] = []
             for at in range(0, args.count, args.batch):

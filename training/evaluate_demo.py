@@ -42,16 +42,17 @@ def nats(logits_of: Logits, texts: Sequence[list[int]], n_ctx: int) -> float:
     return total
 
 
-def torch_logits(run: Path) -> tuple[Logits, int]:
-    """Return the checkpoint's forward pass in float32, and its context length."""
+def torch_logits(run: Path, average: int) -> tuple[Logits, int]:
+    """Return the trained model's forward pass in float32, and its context length."""
+    import export_demo
     import moe_model
     import torch
 
     torch.set_num_threads(1)
-    checkpoint = torch.load(run / "checkpoint.pt", weights_only=False, map_location="cpu")
-    shape = moe_model.Shape(**checkpoint["shape"])
+    shape, state = export_demo.read_run(run, average)
     model = moe_model.Model(shape).eval()
-    model.load_state_dict(checkpoint["model"])
+    model.load_state_dict(state)
+    model.stretch()
 
     def forward(tokens: list[int]) -> np.ndarray:
         with torch.no_grad():
@@ -73,6 +74,7 @@ def main() -> None:
         default=[],
         help="a GGUF, run by moesaic; may be repeated",
     )
+    p.add_argument("--average", type=int, default=2, help="as in export_demo.py")
     p.add_argument("--text", type=Path, default=austen.DEFAULT_RDB)
     args = p.parse_args()
     train, held = corpus.read_split(args.text)
@@ -94,7 +96,7 @@ def main() -> None:
     raw = [[c.text.encode() for c in part] for part in (train, held)]
     show("byte bigram", corpus.bigram_bits_per_byte(*raw, held_bytes))
     show("token bigram, same tokenizer", corpus.bigram_bits_per_byte(known, texts, held_bytes))
-    forward, n_ctx = torch_logits(args.run)
+    forward, n_ctx = torch_logits(args.run, args.average)
     show("torch, float32", nats(forward, texts, n_ctx) / math.log(2) / held_bytes)
     sample = known[
         :: max(1, len(known) // len(texts))

@@ -8,11 +8,14 @@ generation; Moesaic does those.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+YARN_LOG_MULTIPLIER = 0.1  # deepseek2: the softmax scale grows by (1 + 0.1 ln factor) squared
 
 
 @dataclass(frozen=True)
@@ -33,10 +36,16 @@ class Shape:
     d_nope: int = 64
     d_rope: int = 32
     d_v: int = 64
-    n_ctx: int = 512
+    n_train: int = 256  # the windows of training
+    rope_factor: float = 2.0  # YaRN stretches them to n_ctx, without further training
     rope_base: float = 10000.0
     rms_eps: float = 1e-5
     routed_scale: float = 2.0
+
+    @property
+    def n_ctx(self) -> int:
+        """Longest sequence of the finished model."""
+        return int(self.n_train * self.rope_factor)
 
 
 def _weight(*shape: int, std: float = 0.02) -> nn.Parameter:
@@ -55,10 +64,18 @@ class RmsNorm(nn.Module):
         return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.eps)
 
 
-def rope_table(s: Shape, n: int) -> tuple[Tensor, Tensor]:
-    """Return cos and sin, each (n, d_rope / 2)."""
-    inv = s.rope_base ** (-torch.arange(0, s.d_rope, 2, dtype=torch.float64) / s.d_rope)
-    angle = torch.outer(torch.arange(n, dtype=torch.float64), inv)
+def rope_table(s: Shape, n: int, *, stretched: bool) -> tuple[Tensor, Tensor]:
+    """Return cos and sin, each (n, d_rope / 2); stretched: by YaRN, arXiv:2309.00071."""
+    pairs = torch.arange(s.d_rope // 2, dtype=torch.float64)
+    speed = s.rope_base ** (-2 * pairs / s.d_rope)
+    if stretched:
+        # Pairs that turn over 32 times in a training window stay; those below one turn slow down.
+        turns = [math.log(s.n_train / (2 * math.pi * t)) / math.log(s.rope_base) for t in (32, 1)]
+        low, high = (s.d_rope / 2 * t for t in turns)
+        low, high = max(math.floor(low), 0), min(math.ceil(high), s.d_rope - 1)
+        slow = ((pairs - low) / max(high - low, 0.001)).clamp(0, 1)
+        speed = speed * (1 - slow) + speed / s.rope_factor * slow
+    angle = torch.outer(torch.arange(n, dtype=torch.float64), speed)
     return angle.cos().float(), angle.sin().float()
 
 
@@ -69,15 +86,15 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.stack((even * c - odd * s, even * s + odd * c), -1).flatten(-2)
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, rows: int = 128) -> Tensor:
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, rows: int = 128) -> Tensor:
     """Softmax attention, (heads, n, d) each; sliced, which beats torch's fused kernel on a CPU."""
-    n, d = q.shape[1:]
+    n = q.shape[1]
     mask = torch.full((n, n), float("-inf"), dtype=q.dtype).triu(1)
     out = []
     for at in range(0, n, rows):
         end = min(at + rows, n)
         scores = torch.baddbmm(
-            mask[at:end, :end], q[:, at:end], k[:, :end].transpose(1, 2), alpha=d**-0.5
+            mask[at:end, :end], q[:, at:end], k[:, :end].transpose(1, 2), alpha=scale
         )
         out.append(torch.bmm(scores.softmax(-1), v[:, :end]))
     return torch.cat(out, 1)
@@ -96,6 +113,7 @@ class Attention(nn.Module):
         self.kv_a_norm = RmsNorm(s.kv_lora, s.rms_eps)
         self.kv_b = _weight(s.n_heads * (s.d_nope + s.d_v), s.kv_lora)
         self.out = _weight(s.d_model, s.n_heads * s.d_v, std=0.02 / (2 * s.n_layers) ** 0.5)
+        self.scale = (s.d_nope + s.d_rope) ** -0.5
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         s = self.s
@@ -108,7 +126,8 @@ class Attention(nn.Module):
         q = torch.cat((q_nope, rotate(q_pe, cos, sin)), -1)
         k_pe = rotate(k_pe[:, :, None], cos, sin).expand(b, n, s.n_heads, s.d_rope)
         k = torch.cat((k_nope, k_pe), -1)
-        o = causal_attention(*(t.transpose(1, 2).flatten(0, 1) for t in (q, k, v)))
+        q, k, v = (t.transpose(1, 2).flatten(0, 1) for t in (q, k, v))
+        o = causal_attention(q, k, v, scale=self.scale)
         o = o.view(b, s.n_heads, n, s.d_v).transpose(1, 2).reshape(b, n, -1)
         return F.linear(o, self.out)
 
@@ -196,9 +215,15 @@ class Model(nn.Module):
         self.dropout = dropout
         self.blocks = nn.ModuleList(Block(s, i, dropout) for i in range(s.n_layers))
         self.norm = RmsNorm(s.d_model, s.rms_eps)
-        cos, sin = rope_table(s, s.n_ctx)
+        cos, sin = rope_table(s, s.n_ctx, stretched=False)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
+
+    def stretch(self) -> None:
+        """Turn the trained model into the shipped one: YaRN's angles and its sharper softmax."""
+        self.cos, self.sin = rope_table(self.s, self.s.n_ctx, stretched=True)
+        for block in self.blocks:
+            block.attn.scale *= (1 + YARN_LOG_MULTIPLIER * math.log(self.s.rope_factor)) ** 2
 
     def forward(self, tokens: Tensor) -> Tensor:
         n = tokens.shape[1]

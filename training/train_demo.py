@@ -3,7 +3,8 @@
     apt-get install r-cran-janeaustenr
     python training/train_demo.py --out build/demo        # resumes where it was stopped
 
-Leaves checkpoint.pt, tokenizer.json and log.jsonl in --out; export_demo.py makes the GGUF of them.
+Leaves checkpoint.pt, a snapshot of the weights every hundred steps, tokenizer.json and log.jsonl in
+--out; export_demo.py averages the last snapshots, which stands in for a falling learning rate.
 Runs on CPU in bfloat16 (a processor with AVX512-BF16 or AMX is several times faster) and needs
 torch, tokenizers and numpy.
 """
@@ -15,22 +16,18 @@ import json
 import math
 import resource
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import austen
 import corpus
-import numpy as np
 import torch
 import torch.nn.functional as F
 from moe_model import Attention, Mlp, Model, RmsNorm, Shape
 from muon import Muon
 from tokenizers import Tokenizer
-
-
-def learning_rate(step: int, *, peak: float, warmup: int, steps: int, decay: int) -> float:
-    """Warm up, hold, then fall linearly to zero over the last `decay` steps."""
-    return peak * min(1.0, (step + 1) / warmup, (steps - step) / decay)
+from torch import Tensor
 
 
 @torch.no_grad()
@@ -59,15 +56,10 @@ def parse() -> argparse.Namespace:
     p.add_argument(
         "--text", type=Path, default=austen.DEFAULT_RDB, help=f"data file of {austen.PACKAGE}"
     )
-    p.add_argument("--steps", type=int, default=2000)
-    p.add_argument(
-        "--decay", type=int, default=800, help="steps at the end in which the rate falls to zero"
-    )
-    p.add_argument(
-        "--long", type=int, default=300, help="steps at the end with windows of the whole context"
-    )
+    p.add_argument("--steps", type=int, default=700)
     p.add_argument("--tokens", type=int, default=4096, help="tokens per step")
     p.add_argument("--lr", type=float, default=3e-3)
+    p.add_argument("--warmup", type=int, default=50, help="steps; after them the rate is constant")
     p.add_argument("--weight-decay", type=float, default=0.5)
     p.add_argument("--dropout", type=float, default=0.1)
     p.add_argument("--seed", type=int, default=1)
@@ -81,106 +73,116 @@ def parse() -> argparse.Namespace:
     return p.parse_args()
 
 
+class Run:
+    """One training run in a folder: model, optimiser, position in the text, time spent."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.out, self.shape = args, args.out, Shape()
+        train, held = corpus.read_split(args.text)
+        tokenizer_file = self.out / "tokenizer.json"
+        if tokenizer_file.exists():
+            tokenizer = Tokenizer.from_file(str(tokenizer_file))
+        else:
+            tokenizer = corpus.train_tokenizer(train, self.shape.vocab)
+            tokenizer.save(str(tokenizer_file))
+        self.stream = corpus.Stream(train, tokenizer, seed=args.seed)
+        begin, n = self.stream.ids[corpus.BEGIN], self.shape.n_train
+        self.probe = [[begin, *tokenizer.encode(c.text).ids[:n]] for c in held]
+        self.probe_bytes = sum(len(tokenizer.decode(t[1:]).encode()) for t in self.probe)
+        self.model = Model(self.shape, dropout=args.dropout)
+        self.optimiser = Muon(self.model, weight_decay=args.weight_decay)
+        self.progress = {"step": 0, "epoch": 0.0, "seconds": 0.0, "cpu_seconds": 0.0}
+        self._clock = time.monotonic(), time.process_time()
+
+    def restore(self) -> None:
+        """Go on from the folder's checkpoint, if there is one."""
+        checkpoint = self.out / "checkpoint.pt"
+        if checkpoint.exists():
+            state = torch.load(checkpoint, weights_only=False)
+            self.model.load_state_dict(state["model"])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.progress = state["progress"]
+
+    def save(self) -> None:
+        """Write the checkpoint, and a snapshot of the weights alone."""
+        step = self.progress["step"]
+        torch.save(self.model.state_dict(), self.out / f"weights-{step:06d}.pt")
+        state = {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict()}
+        temporary = self.out / "checkpoint.tmp"
+        torch.save(state | {"progress": self.progress}, temporary)
+        temporary.replace(self.out / "checkpoint.pt")
+
+    def batches(self) -> Iterator[Tensor]:
+        """Yield token ids (batch, n_train + 1) without end, from where the run stands."""
+        n = self.shape.n_train
+        batch = self.args.tokens // n
+        while True:
+            epoch = int(self.progress["epoch"])
+            windows = torch.from_numpy(self.stream.windows(n, epoch))
+            at = int(self.progress["epoch"] % 1 * len(windows))
+            while at + batch <= len(windows):
+                at += batch
+                self.progress["epoch"] = epoch + at / (len(windows) + 1)
+                yield windows[at - batch : at]
+            self.progress["epoch"] = epoch + 1.0
+
+    def update(self, rows: Tensor) -> float:
+        """Take one step on these rows; returns their mean loss in nats per token."""
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = self.model(rows[:, :-1])
+            loss = F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.progress["step"] += 1
+        warm = min(1.0, self.progress["step"] / self.args.warmup)
+        self.optimiser.step(self.args.lr * warm)
+        return float(loss.detach())
+
+    def report(self, losses: list[float], busiest: float, *, probe: bool) -> dict[str, float]:
+        """Return one row of the log."""
+        now = time.monotonic(), time.process_time()
+        self.progress["seconds"] += now[0] - self._clock[0]
+        self.progress["cpu_seconds"] += now[1] - self._clock[1]
+        self._clock = now
+        row = {**self.progress, "train_nats": sum(losses) / len(losses), "busiest": busiest}
+        if probe:
+            nats = probe_nats(self.model, self.probe)
+            row["held_out_nats"] = nats / sum(len(t) - 1 for t in self.probe)
+            row["bits_per_byte"] = nats / math.log(2) / self.probe_bytes
+        row["rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        return {key: round(value, 4) for key, value in row.items()}
+
+
 def main() -> None:
     """Train, log and checkpoint."""
     args = parse()
     args.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    shape = Shape()
-    train, held = corpus.read_split(args.text)
-    tokenizer_file = args.out / "tokenizer.json"
-    if tokenizer_file.exists():
-        tokenizer = Tokenizer.from_file(str(tokenizer_file))
-    else:
-        tokenizer = corpus.train_tokenizer(train, shape.vocab)
-        tokenizer.save(str(tokenizer_file))
-    stream = corpus.Stream(train, tokenizer, seed=args.seed)
-    probe = [[stream.ids[corpus.BEGIN], *tokenizer.encode(c.text).ids[: shape.n_ctx]] for c in held]
-    probe_bytes = sum(len(tokenizer.decode(t[1:]).encode()) for t in probe)
-
-    model = Model(shape, dropout=args.dropout)
+    run = Run(args)
+    run.restore()
     if args.compile:  # a sixth faster
-        for part in model.modules():
+        for part in run.model.modules():
             if isinstance(part, Attention | Mlp | RmsNorm):
                 part.compile(dynamic=False)
-    optimiser = Muon(model, weight_decay=args.weight_decay)
-    step, epoch, seconds, cpu_seconds = 0, 0.0, 0.0, 0.0
-    checkpoint = args.out / "checkpoint.pt"
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=False)
-        model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        step, epoch = state["step"], state["epoch"]
-        seconds, cpu_seconds = state["seconds"], state["cpu_seconds"]
     log = (args.out / "log.jsonl").open("a", buffering=1)
-    parameters = sum(p.numel() for p in model.parameters())
-    log.write(
-        json.dumps(
-            {"start": step, "parameters": parameters, **asdict(shape), **vars(args)}, default=str
-        )
-        + "\n"
-    )
-
-    def save() -> None:
-        state = {
-            "model": model.state_dict(),
-            "optimiser": optimiser.state_dict(),
-            "shape": asdict(shape),
-        }
-        state |= {"step": step, "epoch": epoch, "seconds": seconds, "cpu_seconds": cpu_seconds}
-        torch.save(state, checkpoint.with_suffix(".tmp"))
-        checkpoint.with_suffix(".tmp").replace(checkpoint)
-
-    windows, used = np.empty((0, 0), np.int64), 0
+    log.write(json.dumps({**asdict(run.shape), **vars(args)}, default=str) + "\n")
     losses: list[float] = []
-    last, last_cpu = time.monotonic(), time.process_time()
-    while step < args.steps:
-        n = shape.n_ctx if step >= args.steps - args.long else shape.n_ctx // 2
-        batch = args.tokens // n
-        if not len(windows):  # the first of this run: go on inside the epoch
-            windows = stream.windows(n, int(epoch))
-            used = int(epoch % 1 * len(windows))
-        elif windows.shape[1] != n + 1 or used + batch > len(windows):
-            epoch = int(epoch) + 1
-            windows, used = stream.windows(n, epoch), 0
-        rows = torch.from_numpy(windows[used : used + batch])
-        used += batch
-        epoch = int(epoch) + min(used / len(windows), 0.999999)
-        with torch.autocast("cpu", torch.bfloat16):
-            logits = model(rows[:, :-1])
-            loss = F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        lr = learning_rate(step, peak=args.lr, warmup=50, steps=args.steps, decay=args.decay)
-        optimiser.step(lr)
-        busiest = [layer.balance(0.003 * lr / args.lr) for layer in model.routers()]
-        step += 1
-        losses.append(float(loss.detach()))
+    for rows in run.batches():
+        step = run.progress["step"]
+        if step >= args.steps:
+            break
+        losses.append(run.update(rows))
         if not math.isfinite(losses[-1]):
             raise RuntimeError(f"[train_demo] the loss is {losses[-1]} at step {step}: lower --lr")
-        if step % 50 == 0 or step == args.steps:
-            now, now_cpu = time.monotonic(), time.process_time()
-            seconds, cpu_seconds = seconds + now - last, cpu_seconds + now_cpu - last_cpu
-            last, last_cpu = now, now_cpu
-            row = {
-                "step": step,
-                "epoch": round(epoch, 2),
-                "lr": round(lr, 6),
-                "train": round(float(np.mean(losses)), 4),
-            }
+        busiest = max(layer.balance(0.003) for layer in run.model.routers())
+        last = step + 1 == args.steps
+        if (step + 1) % 50 == 0 or last:
+            save = (step + 1) % 100 == 0 or last
+            row = run.report(losses, busiest, probe=save)
             losses.clear()
-            if step % 100 == 0 or step == args.steps:
-                nats = probe_nats(model, probe)
-                row["held_out"] = round(nats / sum(len(t) - 1 for t in probe), 4)
-                row["bits_per_byte"] = round(nats / math.log(2) / probe_bytes, 4)
-                save()
-            row |= {
-                "busiest": round(max(busiest), 2),
-                "seconds": round(seconds),
-                "cpu_seconds": round(cpu_seconds),
-            }
-            row["rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+            if save:
+                run.save()
             log.write(json.dumps(row) + "\n")
             print(json.dumps(row), flush=True)
 
