@@ -102,23 +102,29 @@ void CpuBackend::attention_decompressed(const KvStore& kv, std::int64_t layer,
   float* rotated = shared.take<float>(kAttentionChunk * std::max<std::int64_t>(d_rope, 1));
   const std::int64_t n_blocks = kAttentionChunk / kBlockCols;
   Decompressor parts[2];
-  for (int i = 0; i < 2; ++i) {
-    Decompressor& part = parts[i];
-    part.weight = i == 0 ? &keys_of : &values_of;
+  for (Decompressor& part : parts) {
+    part.weight = &part == parts ? &keys_of : &values_of;
     part.kernel = &table_.matmul[static_cast<std::size_t>(part.weight->type())];
-    if (i == 1 && part.kernel->act == parts[0].kernel->act) {
-      part.act_bytes = parts[0].act_bytes;
-      part.acts = parts[0].acts;
-      part.packs = parts[0].packs;
-      part.pack_bytes = parts[0].pack_bytes;
-      part.is_shared = true;
-      continue;
-    }
+  }
+  parts[1].is_shared = parts[1].kernel->act == parts[0].kernel->act;
+  // Whether n_cols columns are packed in part's format: a shared one serves both kernels.
+  const auto packs = [&parts](const Decompressor& part, std::int64_t n_cols) {
+    return packs_from(part, n_cols) || (parts[1].is_shared && packs_from(parts[1], n_cols));
+  };
+  for (Decompressor& part : parts) {
+    if (part.is_shared) continue;
     part.act_bytes = kernels::act_row_bytes(part.kernel->act, kv_lora);
     part.acts =
         shared.take<std::uint8_t>(kAttentionChunk * static_cast<std::int64_t>(part.act_bytes));
+    if (!packs(part, kBlockCols)) continue;
     part.pack_bytes = aligned(table_.packed_bytes(part.kernel->act, kBlockCols, kv_lora));
     part.packs = shared.take<std::uint8_t>(n_blocks * static_cast<std::int64_t>(part.pack_bytes));
+  }
+  if (parts[1].is_shared) {
+    parts[1].act_bytes = parts[0].act_bytes;
+    parts[1].acts = parts[0].acts;
+    parts[1].packs = parts[0].packs;
+    parts[1].pack_bytes = parts[0].pack_bytes;
   }
 
   const auto prepare_block = [&](const AttentionItem& whole, std::int64_t chunk, std::int64_t block,
@@ -148,10 +154,7 @@ void CpuBackend::attention_decompressed(const KvStore& kv, std::int64_t layer,
     }
     const std::uint8_t* acts[kBlockCols];
     for (const Decompressor& part : parts) {
-      // A shared one packs when either of the two kernels wants packs.
-      const bool wanted = packs_from(part, end - begin) || (!part.is_shared && parts[1].is_shared &&
-                                                            packs_from(parts[1], end - begin));
-      if (part.is_shared || !wanted) continue;
+      if (part.is_shared || !packs(part, end - begin)) continue;
       for (std::int64_t t = begin; t < end; ++t) {
         acts[t - begin] = part.acts + static_cast<std::size_t>(t) * part.act_bytes;
       }

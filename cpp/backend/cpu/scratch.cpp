@@ -22,11 +22,15 @@ std::size_t act_bytes(std::int64_t k) {
          kernels::act_row_bytes(ActFormat::kQ8x256, padded);
 }
 
+// The largest pack that any of the table's kernels would ask for.
 std::size_t pack_bytes(const kernels::Table& table, std::int64_t n_cols, std::int64_t k) {
   const std::int64_t padded = to_block(std::max<std::int64_t>(k, 1));
-  return std::max({table.packed_bytes(ActFormat::kF32, n_cols, padded),
-                   table.packed_bytes(ActFormat::kQ8x32, n_cols, padded),
-                   table.packed_bytes(ActFormat::kQ8x256, n_cols, padded)});
+  std::size_t n_bytes = kAlign;
+  for (const kernels::MatmulKernel& kernel : table.matmul) {
+    if (kernel.many == nullptr || kernel.many_from > n_cols) continue;
+    n_bytes = std::max(n_bytes, table.packed_bytes(kernel.act, n_cols, padded));
+  }
+  return aligned(n_bytes);
 }
 
 }  // namespace
@@ -43,7 +47,7 @@ ScratchPlan plan_scratch(const Backend::ScratchSpec& spec, const kernels::Table&
   const std::int64_t d_v = std::max<std::int64_t>({spec.d_v, spec.kv_lora, 1});
 
   // matmul: prepared rows (floats take four times the room, so at least a few of those must fit),
-  // packs of at least two blocks
+  // packs of at least one block in each format
   const std::size_t wanted =
       std::max({static_cast<std::size_t>(rows) * act_bytes(cols),
                 static_cast<std::size_t>(slots) * act_bytes(slot_cols),
@@ -58,7 +62,7 @@ ScratchPlan plan_scratch(const Backend::ScratchSpec& spec, const kernels::Table&
   const std::int64_t n_blocks = (most_cols + kBlockCols - 1) / kBlockCols + 1;
   const std::size_t block = pack_bytes(table, kBlockCols, cols);
   plan.packs_bytes = aligned(
-      std::max(std::min(static_cast<std::size_t>(n_blocks) * block, kMaxPacksBytes), 2 * block));
+      std::max(std::min(static_cast<std::size_t>(n_blocks) * block, kMaxPacksBytes), 3 * block));
   const std::size_t matmul_shared = plan.acts_bytes + plan.packs_bytes;
 
   // attention: results of split chunks, running maxima and sums

@@ -2,40 +2,12 @@
 // that leaves it usable, the plan of scratch, and steps that allocate nothing.
 #include <atomic>
 #include <chrono>
-#include <cstdlib>
-#include <new>
 #include <thread>
 
+#include "backend/counting_new.h"
 #include "backend/rig.h"
 #include "base/cancel.h"
 #include "base/errors.h"
-
-namespace {
-
-// Every allocation of the program, for AllocatesNothingInSteadyState.
-std::atomic<std::int64_t> g_n_allocations{0};
-
-void* counted(std::size_t n_bytes) {
-  g_n_allocations.fetch_add(1, std::memory_order_relaxed);
-  if (void* memory = std::malloc(n_bytes == 0 ? 1 : n_bytes)) return memory;
-  throw std::bad_alloc();
-}
-
-}  // namespace
-
-void* operator new(std::size_t n_bytes) { return counted(n_bytes); }
-void* operator new[](std::size_t n_bytes) { return counted(n_bytes); }
-void* operator new(std::size_t n_bytes, const std::nothrow_t&) noexcept {
-  g_n_allocations.fetch_add(1, std::memory_order_relaxed);
-  return std::malloc(n_bytes == 0 ? 1 : n_bytes);
-}
-void* operator new[](std::size_t n_bytes, const std::nothrow_t& nothrow) noexcept {
-  return operator new(n_bytes, nothrow);
-}
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete[](void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
-void operator delete[](void* memory, std::size_t) noexcept { std::free(memory); }
 
 namespace moesaic::backend::test {
 namespace {
@@ -328,12 +300,12 @@ TEST_P(Contract, AllocatesNothingInSteadyState) {
     run(prompt);
     run(decode);
   }
-  const std::int64_t before = g_n_allocations.load();
+  const std::int64_t before = n_allocations();
   for (int i = 0; i < 3; ++i) {
     run(prompt);
     run(decode);
   }
-  EXPECT_EQ(g_n_allocations.load() - before, 0);
+  EXPECT_EQ(n_allocations() - before, 0);
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, Contract, testing::ValuesIn(all_params()), param_name);

@@ -306,6 +306,85 @@ TEST_P(Matmul, GroupedBitsAreThoseOfTheExpertAlone) {
   }
 }
 
+// More rows than the plan has room for at once go in several passes (prepared rows) and waves
+// (packed columns), with the same bits.
+TEST_P(Matmul, PassesAndWavesKeepTheBits) {
+  const std::int64_t cols = 8192;
+  const std::int64_t rows = 20;
+  const std::int64_t n = 4100;  // 37 MB packed, above the 32 MB of a wave
+  const std::vector<float> x = random_values(n * cols, 61);
+  const std::vector<float> w = random_values(rows * cols, 62);
+  Backend::ScratchSpec large;
+  large.max_rows = n;
+  large.max_cols = cols;
+  Backend::ScratchSpec small = large;
+  small.max_rows = 1;
+  std::vector<float> first;
+  for (const Backend::ScratchSpec& spec : {large, small}) {
+    Rig rig(GetParam());
+    rig->reserve(spec);
+    const MatmulTarget target{rig.weight(Qtype::kQ8_0, 1, rows, cols, w), nullptr,
+                              rig.mat(n, rows)};
+    rig->matmul(rig.mat(n, cols, x), {&target, 1});
+    const std::vector<float> got = rig.get(target.out);
+    if (first.empty()) {
+      first = got;
+      for (const std::int64_t r : {0, 127, 128, 4099}) {
+        expect_same_bits(
+            [&] {
+              const MatmulTarget one{target.weight, nullptr, rig.mat(1, rows)};
+              rig->matmul(
+                  rig.mat(1, cols,
+                          std::vector<float>(x.begin() + r * cols, x.begin() + (r + 1) * cols)),
+                  {&one, 1});
+              return rig.get(one.out);
+            }(),
+            std::vector<float>(got.begin() + r * rows, got.begin() + (r + 1) * rows),
+            "row " + std::to_string(r));
+      }
+    } else {
+      expect_same_bits(got, first, "passes");
+    }
+  }
+}
+
+// The same for experts and heads: a plan for one row, steps of many.
+TEST_P(Matmul, SmallPlansServeLargeSteps) {
+  const std::int64_t cols = 256;
+  const GroupedCase shape{200, 3, 5};
+  Backend::ScratchSpec small;
+  small.max_rows = 1;
+  small.max_cols = cols;
+  small.max_slots = 3;
+  small.n_heads = 5;
+  small.d_k = cols;
+  std::vector<std::vector<float>> first;
+  for (const Backend::ScratchSpec& spec : {test_scratch(), small}) {
+    Rig rig(GetParam());
+    rig->reserve(spec);
+    const Weight* experts = rig.weight(Qtype::kQ8_0, 5, 40, cols, random_values(5 * 40 * cols, 63));
+    const Routing routing = random_routing(rig, shape, 64);
+    const Mat x = rig.mat(200, cols, random_values(200 * cols, 65));
+    const Mat slots = rig.mat(600, cols, random_values(600 * cols, 66));
+    const MatmulTarget by_row{experts, nullptr, rig.mat(600, 40)};
+    const MatmulTarget by_slot{experts, nullptr, rig.mat(600, 40)};
+    const Mat heads = rig.mat(120, 5 * 40);
+    rig->grouped_matmul(x, GroupedInput::kRow, routing, {&by_row, 1});
+    rig->grouped_matmul(slots, GroupedInput::kSlot, routing, {&by_slot, 1});
+    Mat wide = slots;
+    wide.rows = 120;
+    wide.cols = wide.stride = 5 * cols;
+    rig->matmul_heads(wide, cols, *experts, heads, 40);
+    const std::vector<std::vector<float>> got = {rig.get(by_row.out), rig.get(by_slot.out),
+                                                 rig.get(heads)};
+    if (first.empty()) {
+      first = got;
+      continue;
+    }
+    for (std::size_t i = 0; i < 3; ++i) expect_same_bits(got[i], first[i], std::to_string(i));
+  }
+}
+
 TEST_P(Matmul, NothingToDo) {
   Rig rig(GetParam());
   const Known w = known_weight(rig, Qtype::kF32, 1, 4, 8, 51);
