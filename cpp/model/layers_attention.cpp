@@ -146,6 +146,8 @@ void run_mla(const LayerContext& context, const LayerPlace& place, const Mat& no
 
 bool prefer_decompressed(const Config& config, std::int64_t n_rows, std::int64_t n_keys,
                          double matmul_cost) {
+  constexpr std::int64_t kFewRows = 16;  // below, making keys and values costs more than it counts
+  if (n_rows < kFewRows) return false;
   const MlaConfig& mla = config.mla;
   const auto rows = static_cast<double>(n_rows);
   const auto keys = static_cast<double>(n_keys);

@@ -206,6 +206,27 @@ TEST(Mla, FormsAgreeUpToRounding) {
   }
 }
 
+// A step whose sequences take different forms: each gets what it gets alone.
+TEST(Mla, BothFormsInOneStepGiveTheSameBytes) {
+  const auto runner = testing::load(testing::tiny_deepseek2(), testing::small_options());
+  const std::int64_t vocab = runner->config().vocab;
+  const std::vector<std::int64_t> lengths{1, 40, 2, 1, 45, 1};
+  Step step;
+  std::vector<std::vector<float>> alone;
+  std::vector<bool> forms;
+  for (std::size_t i = 0; i < lengths.size(); ++i) {
+    const auto tokens = testing::some_tokens(lengths[i], vocab, static_cast<std::uint32_t>(i));
+    alone.push_back(testing::all_logits(*runner, tokens, lengths[i]));
+    step.sequences.push_back(testing::rows(runner->open(), 0, tokens, Logits::kAll));
+    forms.push_back(prefer_decompressed(runner->config(), lengths[i], lengths[i], 1.0));
+  }
+  ASSERT_EQ(forms, (std::vector<bool>{false, true, false, false, true, false}));
+  const StepResult result = runner->run(step);
+  for (std::size_t i = 0; i < lengths.size(); ++i) {
+    EXPECT_TRUE(same_bytes(result.sequences[i].logits, alone[i])) << i;
+  }
+}
+
 TEST(Mla, KimiPrefersDecompressionFromSomeRowsOn) {
   Config config;
   config.n_heads = 64;

@@ -132,6 +132,14 @@ TEST(LocalRunner, CapturesFitTogether) {
   EXPECT_TRUE(result.sequences[2].captures.empty());
   const SequenceResult& mine = result.sequences[1];
   ASSERT_EQ(mine.captures.size(), names.size());
+  // The same rows alone in a step.
+  const SequenceResult alone =
+      run_one(*runner, rows(runner->open(), 0, tokens, Logits::kNone), names);
+  for (std::size_t i = 0; i < names.size(); ++i) {
+    EXPECT_EQ(mine.captures[i].name, names[i]);
+    EXPECT_EQ(mine.captures[i].values, alone.captures[i].values) << names[i];
+    EXPECT_EQ(mine.captures[i].ids, alone.captures[i].ids) << names[i];
+  }
   const auto d = static_cast<std::size_t>(runner->config().d_model);
   for (int layer = 0; layer < 2; ++layer) {
     const std::string blk = "blocks." + std::to_string(layer) + ".";
