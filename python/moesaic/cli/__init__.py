@@ -55,8 +55,13 @@ def options(
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
+    terminal.open_missing_streams()
     try:
         app()
-    except KeyboardInterrupt:  # before a command began; later ones are the commands' own
+    except KeyboardInterrupt:  # outside a command, which says it itself
         print("moesaic: interrupted", file=sys.stderr)
         sys.exit(terminal.INTERRUPTED)
+    except OSError as error:  # help that cannot be written
+        print(f"moesaic: {terminal.one_line(error)}", file=sys.stderr)
+        terminal.drop_output()
+        sys.exit(terminal.FAILED)

@@ -153,9 +153,9 @@ def print_report(r: dict[str, Any]) -> None:
             )
         head.append(("trained context", f"{c['n_ctx_train']:,} tokens"))
     t = r["tokenizer"]
-    if t["model"]:
+    if t["model"] or t["vocab"]:
         pre = f" / {t['pre']}" if t["pre"] else ""
-        head.append(("tokenizer", f"{t['model']}{pre}, {t['vocab']:,} tokens"))
+        head.append(("tokenizer", f"{t['model'] or 'unnamed'}{pre}, {t['vocab']:,} tokens"))
     head.append(("chat template", "yes" if r["chat_template"] else "no"))
     print(table(head))
     if r["types"]:

@@ -41,7 +41,10 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(NO_READER) from None
         except MemoryError as error:  # also ours; Python's own has no message
             fail(str(error) or "out of memory", FAILED)
-        except (MoesaicError, OSError) as error:
+        except MoesaicError as error:
+            fail(error, FAILED)
+        except OSError as error:  # most likely of stdout, where nothing more can go
+            drop_output()
             fail(error, FAILED)
         except KeyboardInterrupt:
             interrupted()
@@ -79,6 +82,13 @@ def show_warning(
 ) -> None:
     """Print a warning as the command line's user needs it: without the place in our source."""
     print(f"moesaic: warning: {one_line(message)}", file=file or sys.stderr)
+
+
+def open_missing_streams() -> None:
+    """Give a process that was started without stdout or stderr (``>&-``) silent ones."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, PTH123
 
 
 def drop_output() -> None:
