@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "kernels/x86/reduce.h"
+
 namespace moesaic::kernels::avx2 {
 
 struct Ints {
@@ -267,23 +269,10 @@ struct Ints {
   }
   static void transpose_half(const std::uint8_t* from, int stride, std::uint8_t* out) {
     __m256i r[8];
-    __m256i t[8];
     for (int i = 0; i < 8; ++i) r[i] = load256(from + i * stride);
-    for (int i = 0; i < 8; i += 2) {
-      t[i] = _mm256_unpacklo_epi32(r[i], r[i + 1]);
-      t[i + 1] = _mm256_unpackhi_epi32(r[i], r[i + 1]);
-    }
-    for (int i = 0; i < 8; i += 4) {
-      r[i] = _mm256_unpacklo_epi64(t[i], t[i + 2]);
-      r[i + 1] = _mm256_unpackhi_epi64(t[i], t[i + 2]);
-      r[i + 2] = _mm256_unpacklo_epi64(t[i + 1], t[i + 3]);
-      r[i + 3] = _mm256_unpackhi_epi64(t[i + 1], t[i + 3]);
-    }
-    for (int j = 0; j < 4; ++j) {
-      auto* low = reinterpret_cast<__m256i*>(out + 32 * j);
-      auto* high = reinterpret_cast<__m256i*>(out + 32 * (4 + j));
-      _mm256_store_si256(low, _mm256_permute2x128_si256(r[j], r[4 + j], 0x20));
-      _mm256_store_si256(high, _mm256_permute2x128_si256(r[j], r[4 + j], 0x31));
+    transpose_8x8<Ints>(r);
+    for (int j = 0; j < 8; ++j) {
+      _mm256_store_si256(reinterpret_cast<__m256i*>(out + 32 * j), r[j]);
     }
   }
   // Bits of f16 numbers, one per row -> floats, times an exact factor.

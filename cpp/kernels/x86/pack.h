@@ -10,6 +10,7 @@
 #include <cstring>
 
 #include "kernels/act_layout.h"
+#include "kernels/x86/reduce.h"
 
 namespace moesaic::kernels {
 
@@ -58,6 +59,22 @@ struct Packing {
             scale + w * (kp / scale_group(format) * 4)};
   }
 
+  // The values: eight dwords of every column at a time through an 8 x 8 transpose. Each store of
+  // eight lanes is overwritten from lane w on by the next one, the last by the sums that follow.
+  static void interleave_values(const std::uint8_t* const* columns, std::int64_t n_words,
+                                std::int64_t w, std::uint8_t* out) {
+    for (std::int64_t i = 0; i < n_words; i += 8) {
+      __m256i r[8];
+      for (int j = 0; j < 8; ++j) {
+        r[j] = X::load256(columns[j < w ? j : w - 1] + 4 * i);
+      }
+      transpose_8x8<X>(r);
+      for (int j = 0; j < 8; ++j, out += 4 * w) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), r[j]);
+      }
+    }
+  }
+
   static void interleave(const std::uint8_t* const* columns, std::int64_t offset,
                          std::int64_t n_words, std::int64_t w, std::uint8_t* out) {
     for (std::int64_t i = 0; i < n_words; ++i) {
@@ -82,7 +99,7 @@ struct Packing {
     const TileCut cut = cut_tiles<X>(n_cols);
     for (std::int64_t t = 0, c = 0, w = 0; t < cut.n_tiles; ++t, c += w) {
       w = cut.narrow + (t < cut.n_wide ? 1 : 0);
-      interleave(acts + c, 0, kp / 4, w, out);
+      interleave_values(acts + c, kp / 4, w, out);
       interleave(acts + c, kp, n_sums, w, out + w * kp);
       interleave(acts + c, kp + 4 * n_sums, n_scales, w, out + w * (kp + 4 * n_sums));
       out += w * (kp + 4 * n_sums + 4 * n_scales);

@@ -25,6 +25,27 @@ __m256i add_rows(const std::int32_t (*rows)[8]) {
                           _mm256_permute2x128_si256(low, high, 0x31));
 }
 
+// Rows of eight dwords to columns.
+template <class X>
+[[gnu::always_inline]] inline void transpose_8x8(__m256i (&r)[8]) {
+  __m256i t[8];
+  for (int i = 0; i < 8; i += 2) {
+    t[i] = _mm256_unpacklo_epi32(r[i], r[i + 1]);
+    t[i + 1] = _mm256_unpackhi_epi32(r[i], r[i + 1]);
+  }
+  for (int i = 0; i < 8; i += 4) {
+    r[i] = _mm256_unpacklo_epi64(t[i], t[i + 2]);
+    r[i + 1] = _mm256_unpackhi_epi64(t[i], t[i + 2]);
+    r[i + 2] = _mm256_unpacklo_epi64(t[i + 1], t[i + 3]);
+    r[i + 3] = _mm256_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+  for (int j = 0; j < 4; ++j) {
+    t[j] = _mm256_permute2x128_si256(r[j], r[4 + j], 0x20);
+    t[4 + j] = _mm256_permute2x128_si256(r[j], r[4 + j], 0x31);
+  }
+  for (int j = 0; j < 8; ++j) r[j] = t[j];
+}
+
 // Eight f16 numbers -> floats, times an exact factor.
 template <class X>
 __m256 to_floats(const std::uint16_t (&bits)[8], float factor) {
