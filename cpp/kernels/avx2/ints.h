@@ -219,9 +219,11 @@ struct Ints {
   }
   static V zero_v() { return _mm256_setzero_si256(); }
   static V add_pairs_v(V acc, V w, const void* p) { return add_pairs(acc, w, broadcast(p)); }
+  // -factor * a, for a power of two: shifts have a unit to spare where products have none.
   template <int factor>
-  static V splat_times(A a) {
-    return _mm256_mullo_epi32(a, _mm256_set1_epi32(factor));
+  static V minus_times(A a) {
+    const V x = _mm256_slli_epi32(a, __builtin_ctz(factor));
+    return _mm256_sub_epi32(_mm256_setzero_si256(), x);
   }
   static V ones_v() { return _mm256_set1_epi16(1); }
   static V words_v(V w, A a) { return _mm256_maddubs_epi16(w, a); }

@@ -3,7 +3,11 @@
 //   q      [k / 4][w] dwords of four values
 //   sum    [k / 32][w] pairs of the int16 sums of 16
 //   scale  [scales][w] floats
+// and, for super-blocks,
 //   total  [k / 256][w] int32 sums of 256
+// or, for blocks of 32,
+//   total  [k / 32][w] int32 sums of 32
+//   scaled [k / 32][w] floats, these times the scale
 // with k the padded length. Only the kernels of the same table read it.
 #pragma once
 
@@ -19,11 +23,14 @@ struct PackedTile {
   const std::uint8_t* sum;
   const float* scale;
   const std::uint8_t* total;
+  const float* scaled;
 };
 
 // Bytes of one column in a tile, whatever the tile's width.
 [[gnu::always_inline]] constexpr std::int64_t packed_col_bytes(ActFormat format, std::int64_t kp) {
-  return kp + kp / kSumGroup * 2 + kp / scale_group(format) * 4 + kp / kChunk * 4;
+  const std::int64_t n_scales = kp / scale_group(format);
+  const std::int64_t n_scaled = format == ActFormat::kQ8x32 ? n_scales : 0;
+  return kp + kp / kSumGroup * 2 + (2 * n_scales + n_scaled) * 4;
 }
 
 // How n columns are cut into tiles: the first n % n_tiles are one wider than the rest.
@@ -55,8 +62,10 @@ struct Packing {
     const std::uint8_t* q = data + c * packed_col_bytes(format, kp);
     const std::uint8_t* sum = q + w * kp;
     const std::uint8_t* scale = sum + w * (kp / kSumGroup * 2);
-    return {q, sum, reinterpret_cast<const float*>(scale),
-            scale + w * (kp / scale_group(format) * 4)};
+    const std::uint8_t* total = scale + w * (kp / scale_group(format) * 4);
+    const std::uint8_t* scaled = total + w * (kp / scale_group(format) * 4);
+    return {q, sum, reinterpret_cast<const float*>(scale), total,
+            reinterpret_cast<const float*>(scaled)};
   }
 
   // The values: eight dwords of every column at a time through an 8 x 8 transpose. Each store of
@@ -84,6 +93,21 @@ struct Packing {
     }
   }
 
+  // One column's total and scaled.
+  static void totals(ActFormat format, const ActRow& act, std::int64_t n, std::int64_t w,
+                     std::uint8_t* out) {
+    const std::int64_t n_sums = scale_group(format) / kSumGroup;
+    for (std::int64_t i = 0; i < n; ++i) {
+      std::int32_t total = 0;
+      for (std::int64_t g = 0; g < n_sums; ++g) total += act.sum[i * n_sums + g];
+      std::memcpy(out + 4 * i * w, &total, 4);
+      if (format == ActFormat::kQ8x32) {
+        const float scaled = act.scale[i] * static_cast<float>(total);
+        std::memcpy(out + 4 * (n + i) * w, &scaled, 4);
+      }
+    }
+  }
+
   static void pack(ActFormat format, const std::uint8_t* const* acts, std::int64_t n_cols,
                    std::int64_t k, std::uint8_t* out) {
     if (format == ActFormat::kF32) {
@@ -103,14 +127,10 @@ struct Packing {
       interleave(acts + c, kp, n_sums, w, out + w * kp);
       interleave(acts + c, kp + 4 * n_sums, n_scales, w, out + w * (kp + 4 * n_sums));
       out += w * (kp + 4 * n_sums + 4 * n_scales);
-      for (std::int64_t i = 0; i < kp / kChunk; ++i) {
-        for (std::int64_t j = 0; j < w; ++j, out += 4) {
-          const std::int16_t* sums = act_row(acts[c + j], kp).sum + i * (kChunk / kSumGroup);
-          std::int32_t total = 0;
-          for (int g = 0; g < kChunk / kSumGroup; ++g) total += sums[g];
-          std::memcpy(out, &total, 4);
-        }
+      for (std::int64_t j = 0; j < w; ++j) {
+        totals(format, act_row(acts[c + j], kp), n_scales, w, out + 4 * j);
       }
+      out += w * n_scales * 4 * (format == ActFormat::kQ8x32 ? 2 : 1);
     }
   }
 };

@@ -89,8 +89,7 @@ struct SmallTiles {
       Vf sum[w];
       for (Vf& s : sum) s = X::zero_f();
       for (std::int64_t b = lane; b < n_blocks; b += 8) {
-        block<w>(panel[b / 8], lane, acts.q + b * 32 * w, acts.sum + b * 4 * w, acts.scale + b * w,
-                 sum);
+        block<w>(panel[b / 8], lane, acts, b, sum);
       }
       for (int j = 0; j < w; ++j) total[j] = lane == 0 ? sum[j] : X::add_f(total[j], sum[j]);
     }
@@ -98,13 +97,16 @@ struct SmallTiles {
   }
 
   template <int w>
-  static void block(const typename Panel::Chunk& chunk, int lane, const std::uint8_t* q,
-                    const std::uint8_t* pairs, const float* scale, Vf (&sum)[w]) {
+  static void block(const typename Panel::Chunk& chunk, int lane, const PackedTile& acts,
+                    std::int64_t b, Vf (&sum)[w]) {
+    const std::uint8_t* q = acts.q + b * 32 * w;
+    const float* scale = acts.scale + b * w;
     const std::uint8_t* values = chunk.value[8 * lane][0];
     const Vf d = X::load_f(chunk.d[lane]);
     V dot[w];
     if constexpr (T::kHasD16) {
       V second[w];
+      const std::uint8_t* pairs = acts.sum + b * 4 * w;
       for (int j = 0; j < w; ++j) dot[j] = offset(pairs + 4 * j, -kOffset, 0);
       PanelDots<X, T>::template plain<w, 4>(values, q, dot);
       for (int j = 0; j < w; ++j) second[j] = offset(pairs + 4 * j, 0, -kOffset);
@@ -116,15 +118,18 @@ struct SmallTiles {
       }
     } else {
       for (int j = 0; j < w; ++j) {
-        dot[j] = kOffset != 0 ? offset(pairs + 4 * j, -kOffset, -kOffset) : X::zero_v();
+        dot[j] = X::zero_v();
+        if constexpr (kOffset != 0) {
+          dot[j] = X::template minus_times<kOffset>(X::broadcast(acts.total + (b * w + j) * 4));
+        }
       }
       PanelDots<X, T>::template plain<w, 8>(values, q, dot);
       for (int j = 0; j < w; ++j) {
         const Vf da = X::broadcast_f(scale + j);
         sum[j] = X::fma_f(X::mul_f(d, da), X::to_float(dot[j]), sum[j]);
         if constexpr (T::kHasMin) {
-          const Vf act_sum = X::mul_f(da, X::to_float(offset(pairs + 4 * j, 1, 1)));
-          sum[j] = X::fma_f(X::load_f(chunk.min[lane]), act_sum, sum[j]);
+          sum[j] =
+              X::fma_f(X::load_f(chunk.min[lane]), X::broadcast_f(acts.scaled + b * w + j), sum[j]);
         }
       }
     }

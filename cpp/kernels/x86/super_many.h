@@ -134,7 +134,7 @@ struct SuperTiles {
       for (int j = 0; j < w; ++j) {
         isum[j] = X::zero_v();
         if constexpr (Panel::kTotalOffset != 0) {
-          isum[j] = X::template splat_times<-Panel::kTotalOffset>(
+          isum[j] = X::template minus_times<Panel::kTotalOffset>(
               X::broadcast(acts.total + (b * w + j) * 4));
         }
       }
