@@ -1,0 +1,20 @@
+"""Which tests also run under ASan + UBSan (`./dev sanitize`): those that cross the border with odd input and owners.
+
+The whole suite would take the better part of an hour there; the C++ tests cover the computing.
+"""
+
+import pytest
+
+SANITIZED = (
+    "files/test_bad_input.py",
+    "files/test_gguf.py",
+    "engine/test_arguments.py",
+    "engine/test_arrays.py",
+    "engine/test_score.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.as_posix().endswith(SANITIZED):
+            item.add_marker(pytest.mark.sanitizer)
