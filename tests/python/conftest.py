@@ -1,6 +1,7 @@
-"""Which tests also run under ASan + UBSan (`./dev sanitize`): those that cross the border with odd input and owners.
+"""Which tests also run under ASan + UBSan (`./dev sanitize`).
 
-The whole suite would take the better part of an hour there; the C++ tests cover the computing.
+Those that cross the border with odd input and owners. The whole suite would
+take the better part of an hour there; the C++ tests cover the computing.
 """
 
 import pytest

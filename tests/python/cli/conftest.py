@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from importlib import resources
 from pathlib import Path
 
@@ -13,12 +10,22 @@ from typer.testing import CliRunner
 
 from moesaic.cli import app
 
-FAMILIES = Path(__file__).parents[2] / "data" / "families"
-
 
 @pytest.fixture(scope="session")
 def demo_path() -> str:
     return str(resources.files("moesaic") / "data" / "demo.gguf")
+
+
+@pytest.fixture(scope="session")
+def endless_path(demo_path, tmp_path_factory) -> str:
+    """The demo model without a token that ends a text: it still runs when a test stops it."""
+    path = tmp_path_factory.mktemp("endless") / "endless.gguf"
+    model = Path(demo_path).read_bytes()
+    for old, new in ((b"ggml.eos_token_id", b"ggml.xxx_token_id"), (b"<|end|>", b"<|qqq|>")):
+        assert old in model
+        model = model.replace(old, new)
+    path.write_bytes(model)
+    return str(path)
 
 
 @pytest.fixture
@@ -32,15 +39,3 @@ def cli():
         return result
 
     return run
-
-
-def start(*args: str, **options) -> subprocess.Popen:
-    """Start `python -m moesaic`; stdout and stderr are pipes of bytes."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "moesaic", *args],
-        stdin=options.pop("stdin", subprocess.DEVNULL),
-        stdout=options.pop("stdout", subprocess.PIPE),
-        stderr=options.pop("stderr", subprocess.PIPE),
-        env=os.environ | options.pop("env", {}),
-        **options,
-    )

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import start
+from cli_process import start
 
 import moesaic
 from moesaic.cli.chat import Conversation, read_message
@@ -148,11 +148,11 @@ class Terminal:
 
 
 @pytest.fixture
-def terminal(demo_path, tmp_path):
+def terminal(endless_path, tmp_path):
     opened: list[Terminal] = []
 
     def make(*args: str) -> Terminal:
-        opened.append(Terminal(["chat", demo_path, *args], tmp_path))
+        opened.append(Terminal(["chat", endless_path, *args], tmp_path))
         return opened[-1]
 
     yield make
@@ -166,8 +166,7 @@ def terminal(demo_path, tmp_path):
 
 
 def test_ctrl_c_stops_an_answer_and_keeps_the_conversation(terminal, tmp_path):
-    # A long context and no end in sight: the answer is still running when Ctrl-C comes.
-    t = terminal("-c", "200000", "-n", "190000", "--temp", "1.9", "--top-k", "0", "--min-p", "0")
+    t = terminal("-c", "200000", "-n", "190000")
     t.until("> ")
     t.type("Pray go on for a very long time.\r")
     t.until("time.\r\n")
@@ -208,11 +207,8 @@ def test_history_comes_back_and_errors_do_not_end_it(terminal, tmp_path):
     assert t.end() == 0
 
 
-def test_ctrl_c_ends_run_with_130(demo_path):
-    p = start(
-        "run", demo_path, "-p", "It", "-c", "200000", "-n", "190000",
-        "--temp", "1.9", "--top-k", "0", "--min-p", "0",
-    )  # fmt: skip
+def test_ctrl_c_ends_run_with_130(endless_path):
+    p = start("run", endless_path, "-p", "It", "-c", "200000", "-n", "190000")
     assert p.stdout is not None
     assert p.stdout.read(8)  # it runs
     p.send_signal(signal.SIGINT)

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import FAMILIES
+from cli_process import FAMILIES
 
 import moesaic
 from moesaic.cli.terminal import human_bytes, plain, table

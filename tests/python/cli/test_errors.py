@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import FAMILIES, start
+from cli_process import FAMILIES, start
 
 
 def assert_one_line(result, code: int, *texts: str) -> None:
@@ -121,8 +121,8 @@ def test_an_output_that_cannot_write_every_character(demo_path):
     assert p.returncode == 0 and out.startswith(b"?") and b"Traceback" not in err
 
 
-def test_a_reader_that_leaves_early_ends_it_quietly(demo_path):
-    p = start("run", demo_path, "-p", "x", "-n", "400", "--temp", "0", "--seed", "1")
+def test_a_reader_that_leaves_early_ends_it_quietly(endless_path):
+    p = start("run", endless_path, "-p", "x", "-n", "400")
     assert p.stdout is not None and p.stderr is not None
     p.stdout.close()
     err = p.stderr.read()
