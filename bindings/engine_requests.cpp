@@ -2,6 +2,7 @@
 // and looks for signals; the caller cancels what it no longer wants.
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <optional>
 #include <string_view>
 
@@ -23,7 +24,11 @@ class Batch {
     requests_ = engine_->submit(std::move(specs), channel_);
     finished_.assign(requests_.size(), false);
   }
-  ~Batch() { cancel_all(); }
+  ~Batch() {
+    cancel_all();
+    // A session must not be left busy with what nobody waits for. The engine needs no GIL.
+    if (has_sessions()) drain();
+  }
   Batch(const Batch&) = delete;
   Batch& operator=(const Batch&) = delete;
 
@@ -115,14 +120,22 @@ class Batch {
   void settle() {
     const GilRelease free_gil;
     cancel_all();
+    drain();
+  }
+
+ private:
+  bool has_sessions() const {
+    return std::any_of(requests_.begin(), requests_.end(),
+                       [](const auto& request) { return request->spec().session != nullptr; });
+  }
+  void drain() {
     for (const auto& request : requests_) {
-      while (!request->finished() && !engine_->closed()) {
+      while (!engine_->closed() && !request->finished()) {
         static_cast<void>(channel_->wait_for(std::chrono::milliseconds(5)));
       }
     }
   }
 
- private:
   engine::Request& at(std::size_t i) const {
     if (i >= requests_.size()) throw py::index_error("request");
     return *requests_[i];

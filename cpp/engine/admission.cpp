@@ -138,6 +138,7 @@ void Core::activate(const std::shared_ptr<Request>& request, model::SequenceId s
   {
     const std::scoped_lock lock(mutex_);
     stats_.reused_rows += static_cast<std::uint64_t>(active.outcome.n_reused);
+    ++stats_.active;
   }
   request->publish_progress(active.outcome.n_reused, active.prompt_end - active.start);
   const auto place = std::upper_bound(

@@ -79,7 +79,9 @@ void Core::cancel(Request& request) {
 
 EngineStats Core::stats() const {
   const std::scoped_lock lock(mutex_);
-  return stats_;
+  EngineStats stats = stats_;
+  stats.waiting = n_open_ - stats_.active;
+  return stats;
 }
 
 void Core::loop() {
@@ -103,8 +105,6 @@ void Core::loop() {
       worked = true;
     }
     const std::scoped_lock lock(mutex_);
-    stats_.waiting = waiting_.size();
-    stats_.active = active_.size();
     stats_.cached = cache_.size();
     stats_.kv_tokens_free = runner_->kv_tokens_free();
   }

@@ -280,6 +280,7 @@ void Core::finish(Active& active, Finish how, std::exception_ptr error) {
   {
     const std::scoped_lock lock(mutex_);
     --n_open_;
+    --stats_.active;
   }
   active.request->publish_end(std::move(active.outcome));
   active.outcome = {};

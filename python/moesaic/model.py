@@ -524,7 +524,8 @@ class Model:
         -----
         The order of effects is llama.cpp's: bias, penalties, top_k, typical_p, top_p, min_p,
         temperature. An equal beginning of an earlier prompt is not run again where its cache is
-        still there.
+        still there. Without ``deterministic=True`` the last bits of logits depend on how rows were
+        split and who shared their steps, and once in a while a token does.
 
         Examples
         --------
