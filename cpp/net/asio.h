@@ -1,0 +1,22 @@
+// The only way asio comes in: standalone, compiled once (asio.cpp). TLS is not asio's here: tls.h
+// drives OpenSSL itself, so that every byte of a handshake is counted.
+#pragma once
+
+#define ASIO_STANDALONE
+#define ASIO_SEPARATE_COMPILATION
+#define ASIO_NO_DEPRECATED
+#if defined(__SANITIZE_THREAD__)
+// A fence alone is not understood by ThreadSanitizer; asio's own locks order what matters.
+#define ASIO_DISABLE_FENCED_BLOCK
+#endif
+
+#include <asio/awaitable.hpp>
+#include <asio/co_spawn.hpp>
+#include <asio/detached.hpp>
+#include <asio/executor_work_guard.hpp>
+#include <asio/io_context.hpp>
+#include <asio/ip/tcp.hpp>
+#include <asio/post.hpp>
+#include <asio/redirect_error.hpp>
+#include <asio/steady_timer.hpp>
+#include <asio/use_awaitable.hpp>

@@ -1,0 +1,196 @@
+// The listening side: accept, shake hands with a deadline, hand over. Strangers get 16 KiB and
+// 5 s, and the oldest of them gives way when there are too many.
+#include <algorithm>
+#include <list>
+#include <utility>
+
+#include "base/errors.h"
+#include "net/address.h"
+#include "net/handshake.h"
+#include "net/link.h"
+
+namespace moesaic::net {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using Tcp = asio::ip::tcp;
+
+class Acceptor : public Closable, public std::enable_shared_from_this<Acceptor> {
+ public:
+  Acceptor(std::shared_ptr<NetThread::Impl> net, const LinkOptions& options,
+           Listener::Handlers handlers)
+      : net_(std::move(net)),
+        options_(options),
+        handlers_(std::move(handlers)),
+        acceptor_(net_->io),
+        pause_(net_->io) {}
+
+  // Returns the address with its real port. Throws NetError.
+  std::string open(const std::string& address, const Tcp::endpoint& endpoint) {
+    asio::error_code error;
+    acceptor_.open(endpoint.protocol(), error);
+    if (!error) acceptor_.set_option(Tcp::acceptor::reuse_address(true), error);
+    if (!error) acceptor_.bind(endpoint, error);
+    if (!error) acceptor_.listen(Tcp::acceptor::max_listen_connections, error);
+    if (!error) acceptor_.non_blocking(true, error);
+    if (error) fail<NetError>("[net] ", address, ": cannot be listened on: ", error.message());
+    address_ = to_text(acceptor_.local_endpoint(error));
+    if (options_.advertise.empty()) options_.advertise = address_;
+    return address_;
+  }
+
+  // False: the net thread is ending.
+  bool start() {
+    bool started = false;
+    net_->run_and_wait([&] {
+      started = net_->add(shared_from_this());
+      if (started) asio::co_spawn(net_->io, run_accept(shared_from_this()), asio::detached);
+    });
+    return started;
+  }
+
+  void close() {
+    net_->run_and_wait([this] { net_thread_ends(); });
+  }
+
+  void net_thread_ends() override {
+    if (std::exchange(closed_, true)) return;
+    asio::error_code ignored;
+    acceptor_.close(ignored);
+    pause_.cancel();
+    for (Stream* stream : half_open_) stream->close();
+    // A handler that closes its own listener is still running: what it is made of goes later.
+    asio::post(net_->io, [handlers = std::exchange(handlers_, {})] {});
+  }
+
+ private:
+  static asio::awaitable<void> run_accept(std::shared_ptr<Acceptor> self) {
+    try {
+      co_await self->accept();
+    } catch (const std::exception& error) {
+      self->refuse(strcat("[net] ", self->address_, ": stops listening: ", error.what()));
+    }
+  }
+
+  asio::awaitable<void> accept() {
+    while (!closed_) {
+      Tcp::socket socket(net_->io);
+      asio::error_code error;
+      co_await acceptor_.async_accept(socket, asio::redirect_error(asio::use_awaitable, error));
+      if (closed_) co_return;
+      if (error) {
+        // No descriptors left, or a connection that went away in the queue: not the end of us.
+        refuse(strcat("[net] ", address_, ": accept: ", error.message()));
+        pause_.expires_after(milliseconds(50));
+        co_await pause_.async_wait(asio::redirect_error(asio::use_awaitable, error));
+        continue;
+      }
+      if (half_open_.size() >= std::max<std::size_t>(1, options_.max_half_open)) {
+        half_open_.front()->close();
+        half_open_.pop_front();
+      }
+      asio::co_spawn(net_->io, run_greet(shared_from_this(), std::move(socket)), asio::detached);
+    }
+  }
+
+  static asio::awaitable<void> run_greet(std::shared_ptr<Acceptor> self, Tcp::socket socket) {
+    asio::error_code error;
+    const Tcp::endpoint remote = socket.remote_endpoint(error);
+    const std::string from = error ? "(gone)" : to_text(remote);
+    auto stream = std::make_unique<Stream>(std::move(socket));
+    Stream* const key = stream.get();
+    self->half_open_.push_back(key);
+    try {
+      if (!self->options_.key && !self->options_.plain_beyond_loopback &&
+          !is_loopback(remote.address())) {
+        fail<NetError>("not from this machine, and there is no cluster key");
+      }
+      co_await self->greet(stream, from);
+    } catch (const std::exception& e) {
+      self->refuse(strcat("[net] ", from, ": ", e.what()));
+    } catch (...) {
+      self->refuse(strcat("[net] ", from, ": unknown error"));
+    }
+    self->half_open_.remove(key);
+  }
+
+  // stream: taken when the peer has authenticated.
+  asio::awaitable<void> greet(std::unique_ptr<Stream>& stream, const std::string& from) {
+    stream->prepare(options_.stalled_after);
+    PeerInfo peer;
+    {
+      const Deadline deadline(*stream, Clock::now() + options_.handshake_deadline);
+      try {
+        peer = co_await shake_hands_as_listener(*stream, options_, options_.advertise, from);
+      } catch (const NetError& error) {
+        if (!deadline.passed()) throw;
+        fail<NetError>("has not finished its handshake within ",
+                       options_.handshake_deadline.count(), " ms");
+      }
+    }
+    half_open_.remove(stream.get());
+    if (closed_) co_return;
+    const std::shared_ptr<Connection> link =
+        Link::make(net_, std::move(stream), std::move(peer), options_);
+    if (handlers_.accepted) handlers_.accepted(link);
+  }
+
+  void refuse(const std::string& why) {
+    // The log must not be a stranger's to fill.
+    constexpr int kLinesPerSecond = 10;
+    const Clock::time_point now = Clock::now();
+    if (now - second_began_ >= std::chrono::seconds(1)) {
+      second_began_ = now;
+      lines_ = 0;
+    }
+    if (closed_ || ++lines_ > kLinesPerSecond || !handlers_.refused) return;
+    try {
+      handlers_.refused(why);
+    } catch (...) {
+      // A log that fails is no reason to stop listening.
+    }
+  }
+
+  const std::shared_ptr<NetThread::Impl> net_;
+  LinkOptions options_;
+  Listener::Handlers handlers_;
+  Tcp::acceptor acceptor_;
+  asio::steady_timer pause_;
+  std::string address_;
+  std::list<Stream*> half_open_;  // oldest first; each belongs to a run_greet
+  Clock::time_point second_began_;
+  int lines_ = 0;
+  bool closed_ = false;
+};
+
+class ListenerHandle : public Listener {
+ public:
+  ListenerHandle(std::shared_ptr<Acceptor> acceptor, std::string address)
+      : acceptor_(std::move(acceptor)), address_(std::move(address)) {}
+  ~ListenerHandle() override { acceptor_->close(); }
+  const std::string& address() const override { return address_; }
+  void close() override { acceptor_->close(); }
+
+ private:
+  const std::shared_ptr<Acceptor> acceptor_;
+  const std::string address_;
+};
+
+}  // namespace
+
+std::unique_ptr<Listener> listen(NetThread& net, const LinkOptions& options,
+                                 const std::string& address, Listener::Handlers handlers) {
+  const std::vector<Tcp::endpoint> endpoints = resolve(address, milliseconds(5000));
+  if (endpoints.empty()) fail<NetError>("[net] ", address, ": no such name");
+  const Tcp::endpoint& endpoint = endpoints.front();
+  if (!options.key && !options.plain_beyond_loopback && !is_loopback(endpoint.address())) {
+    fail<ArgumentError>("[net] ", address, ": without a cluster key only loopback is listened on: ",
+                        "make a key with `moesaic keygen FILE`");
+  }
+  auto acceptor = std::make_shared<Acceptor>(net.impl(), options, std::move(handlers));
+  std::string real_address = acceptor->open(address, endpoint);
+  if (!acceptor->start()) fail<NetError>("[net] ", address, ": this process is ending");
+  return std::make_unique<ListenerHandle>(std::move(acceptor), std::move(real_address));
+}
+
+}  // namespace moesaic::net
