@@ -124,6 +124,12 @@ struct Simd {
   static void reduce_add_each(const F (&x)[n], float* out) {
     if constexpr (n % 16 == 0) {
       for (int i = 0; i < n; i += 16) reduce_add_16(x + i, out + i);
+    } else if constexpr (n == 4 || n == 8) {
+      F padded[16];
+      float sums[16];
+      for (int i = 0; i < 16; ++i) padded[i] = x[i % n];
+      reduce_add_16(padded, sums);
+      for (int i = 0; i < n; ++i) out[i] = sums[i];
     } else {
       for (int i = 0; i < n; ++i) out[i] = reduce_add(x[i]);
     }

@@ -88,17 +88,20 @@ struct AttentionBlock {
     }
   }
 
+  // Tiles keep their number of accumulators: fewer queries, more keys; what is left over at an end
+  // is done by tiles of half the size.
   template <int kQ, int kT>
-  void score_rows(int i) {
-    int t = low;
+  void score_rows(int i, int t) {
     for (; t + kT <= high; t += kT) score_tile<kQ, kT>(i, t);
-    for (; t < high; ++t) score_tile<kQ, 1>(i, t);
+    if constexpr (kT > 1) {
+      if (t < high) score_rows<kQ, kT / 2>(i, t);
+    }
   }
 
-  void scores() {
-    int i = 0;
-    for (; i + S::kTileQ <= n_q; i += S::kTileQ) score_rows<S::kTileQ, S::kTileT>(i);
-    for (; i < n_q; ++i) score_rows<1, S::kTileQ * S::kTileT>(i);
+  template <int kQ>
+  void scores(int i) {
+    for (; i + kQ <= n_q; i += kQ) score_rows<kQ, S::kTileQ * S::kTileT / kQ>(i, low);
+    if constexpr (kQ > 1) scores<kQ / 2>(i);
   }
 
   // scores -> exp(score - maximum) in place, zero where the query does not see the key; fills the
@@ -161,19 +164,19 @@ struct AttentionBlock {
   }
 
   template <int kQ, int kD>
-  void value_rows(int i) {
-    std::int64_t d = 0;
+  void value_rows(int i, std::int64_t d) {
     for (; d + 16 * kD <= job.d_v; d += 16 * kD) value_tile<kQ, kD>(i, d);
-    for (; d + 16 <= job.d_v; d += 16) value_tile<kQ, 1>(i, d);
-    if (d < job.d_v) {
+    if constexpr (kD > 1) {
+      value_rows<kQ, kD / 2>(i, d);
+    } else if (d < job.d_v) {
       for (int a = 0; a < kQ; ++a) value_tail(i + a, d, static_cast<int>(job.d_v - d));
     }
   }
 
-  void values() {
-    int i = 0;
-    for (; i + S::kTileQ <= n_q; i += S::kTileQ) value_rows<S::kTileQ, S::kTileD>(i);
-    for (; i < n_q; ++i) value_rows<1, S::kTileQ * S::kTileD>(i);
+  template <int kQ>
+  void values(int i) {
+    for (; i + kQ <= n_q; i += kQ) value_rows<kQ, S::kTileQ * S::kTileD / kQ>(i, 0);
+    if constexpr (kQ > 1) values<kQ / 2>(i);
   }
 };
 
@@ -206,9 +209,9 @@ void attention_of(const AttentionJob& job) {
                                 n_q,
                                 static_cast<int>(low - chunk_start),
                                 static_cast<int>(high - chunk_start)};
-    block.scores();
+    block.template scores<S::kTileQ>(0);
     for (int i = 0; i < n_q; ++i) block.soften(i, chunk_start);
-    block.values();
+    block.template values<S::kTileQ>(0);
   }
 }
 

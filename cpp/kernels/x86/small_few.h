@@ -2,8 +2,6 @@
 // eight blocks (a chunk of 256 values) to a step. Formulas and order: unpack.h.
 #pragma once
 
-#include <cstring>
-
 #include "kernels/act_layout.h"
 #include "kernels/x86/small_types.h"
 
@@ -26,10 +24,11 @@ struct SmallFew {
     return _mm256_madd_epi16(sums, factors);
   }
 
-  static void step(const std::uint8_t* p, std::int64_t chunk, Column* columns) {
+  template <class Chunk>
+  static void step(const Chunk& blocks, std::int64_t chunk, Column* columns) {
     typename X::B w[4];
-    for (int i = 0; i < 4; ++i) w[i] = small_quarter<X, T>(p, i);
-    const __m256 d = T::d(p);
+    for (int i = 0; i < 4; ++i) w[i] = small_quarter<X, T>(blocks, i);
+    const __m256 d = T::d(blocks);
     for (int j = 0; j < kCols; ++j) {
       const ActRow& act = columns[j].act;
       typename X::Acc acc[4];
@@ -45,7 +44,7 @@ struct SmallFew {
         __m256i second = _mm256_sub_epi32(dots, first);
         first = _mm256_add_epi32(first, act_sums(act, chunk, -kOffset, 0));
         second = _mm256_add_epi32(second, act_sums(act, chunk, 0, -kOffset));
-        const __m256 f = _mm256_fmadd_ps(T::d16(p), _mm256_cvtepi32_ps(second),
+        const __m256 f = _mm256_fmadd_ps(T::d16(blocks), _mm256_cvtepi32_ps(second),
                                          _mm256_mul_ps(d, _mm256_cvtepi32_ps(first)));
         columns[j].lanes = _mm256_fmadd_ps(da, f, columns[j].lanes);
       } else {
@@ -57,7 +56,7 @@ struct SmallFew {
       }
       if constexpr (T::kHasMin) {
         const __m256 sum = _mm256_mul_ps(da, _mm256_cvtepi32_ps(act_sums(act, chunk, 1, 1)));
-        columns[j].lanes = _mm256_fmadd_ps(T::min(p), sum, columns[j].lanes);
+        columns[j].lanes = _mm256_fmadd_ps(T::min(blocks), sum, columns[j].lanes);
       }
     }
   }
@@ -69,12 +68,13 @@ struct SmallFew {
       columns[j] = {act_row(job.acts[c + j], kp), _mm256_setzero_ps()};
     const std::uint8_t* p = job.weight + static_cast<std::size_t>(r) * job.weight_row_bytes;
     const std::int64_t n_chunks = job.k / kChunk;
-    for (std::int64_t i = 0; i < n_chunks; ++i) step(p + i * T::kChunkBytes, i, columns);
-    if (job.k % kChunk != 0) {  // missing blocks count as zeros
-      std::uint8_t rest[T::kChunkBytes] = {};
-      std::memcpy(rest, p + n_chunks * T::kChunkBytes,
-                  static_cast<std::size_t>(job.k % kChunk * T::kChunkBytes / kChunk));
-      step(rest, n_chunks, columns);
+    using Block = typename T::Block;
+    for (std::int64_t i = 0; i < n_chunks; ++i, p += T::kChunkBytes) {
+      step(WholeChunk<Block>{p}, i, columns);
+    }
+    if (job.k % kChunk != 0) {
+      const auto n_bytes = static_cast<int>(job.k % kChunk * T::kChunkBytes / kChunk);
+      step(CutChunk<Block>{p, n_bytes / T::kBytes}, n_chunks, columns);
     }
     for (int j = 0; j < kCols; ++j) {
       alignas(32) float lanes[8];

@@ -3,8 +3,6 @@
 // total. Formulas and order: unpack.h.
 #pragma once
 
-#include <cstring>
-
 #include "kernels/x86/pack.h"
 #include "kernels/x86/panel_dots.h"
 #include "kernels/x86/small_types.h"
@@ -28,25 +26,25 @@ struct SmallPanel {
   // Rows past n_rows repeat the last one; their outputs are never stored.
   static void fill(const MatmulJob& job, std::int64_t r, int n_rows, Chunk* panel) {
     const std::int64_t n_chunks = job.k / kChunk;
-    const auto rest_bytes = static_cast<std::size_t>(job.k % kChunk * T::kChunkBytes / kChunk);
-    std::uint8_t rest[kRows][T::kChunkBytes] = {};
-    const std::uint8_t* rows[kRows];
+    const auto rest_bytes = static_cast<int>(job.k % kChunk * T::kChunkBytes / kChunk);
+    WholeChunk<typename T::Block> rows[kRows];
     for (int i = 0; i < kRows; ++i) {
       const std::int64_t row = r + (i < n_rows ? i : n_rows - 1);
-      rows[i] = job.weight + static_cast<std::size_t>(row) * job.weight_row_bytes;
-      std::memcpy(rest[i], rows[i] + n_chunks * T::kChunkBytes, rest_bytes);
+      rows[i] = {job.weight + static_cast<std::size_t>(row) * job.weight_row_bytes};
     }
     for (std::int64_t c = 0; c < n_chunks; ++c) {
-      for (const std::uint8_t*& row : rows) row += c == 0 ? 0 : T::kChunkBytes;
       fill_chunk(rows, panel[c]);
+      for (auto& row : rows) row.data += T::kChunkBytes;
     }
-    if (rest_bytes != 0) {  // missing blocks count as zeros
-      for (int i = 0; i < kRows; ++i) rows[i] = rest[i];
-      fill_chunk(rows, panel[n_chunks]);
+    if (rest_bytes != 0) {
+      CutChunk<typename T::Block> ends[kRows];
+      for (int i = 0; i < kRows; ++i) ends[i] = {rows[i].data, rest_bytes / T::kBytes};
+      fill_chunk(ends, panel[n_chunks]);
     }
   }
 
-  static void fill_chunk(const std::uint8_t* const* rows, Chunk& out) {
+  template <class Blocks>
+  static void fill_chunk(const Blocks* rows, Chunk& out) {
     alignas(64) std::uint8_t bytes[kRows][256];
     alignas(32) float floats[3][kRows][8];
     for (int i = 0; i < kRows; ++i) {

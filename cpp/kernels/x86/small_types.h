@@ -10,7 +10,8 @@
 //   kWide                values are signed bytes of any size instead (X::widen, X::dot_wide)
 //   kHasD16              it has a scale per 16 (quarter() and d16() instead of values())
 //   values(p, q)         the values of the blocks p and q, one after the other
-//   d(blocks), min(...)  the floats of the eight blocks of a chunk of 256 values
+//   d(blocks), min(...)  the floats of a chunk of 256 values (WholeChunk or CutChunk), eight of
+//   each
 #pragma once
 
 #include <immintrin.h>
@@ -31,6 +32,24 @@
 
 namespace moesaic::kernels {
 
+// The blocks of a chunk of 256 values, one after the other.
+template <class Block>
+struct WholeChunk {
+  const std::uint8_t* data;
+  const std::uint8_t* operator()(int i) const { return data + i * static_cast<int>(sizeof(Block)); }
+};
+
+// The same where a row ends before its chunk does: missing blocks are zeros.
+template <class Block>
+struct CutChunk {
+  const std::uint8_t* data;
+  int n_blocks;
+  const std::uint8_t* operator()(int i) const {
+    static constexpr std::uint8_t kZeros[sizeof(Block)] = {};
+    return i < n_blocks ? data + i * static_cast<int>(sizeof(Block)) : kZeros;
+  }
+};
+
 template <class X, class Block_, quant::Qtype type>
 struct SmallTypeBase {
   using B = typename X::B;
@@ -45,18 +64,20 @@ struct SmallTypeBase {
   static constexpr int kChunkBytes = 8 * kBytes;  // of 256 values
 
   // f16 numbers at offset `at` of eight blocks.
-  static __m256 halves(const std::uint8_t* blocks, int at) {
+  template <class Chunk>
+  static __m256 halves(const Chunk& blocks, int at) {
     const auto half = [&](int i) {
       short bits;
-      __builtin_memcpy(&bits, blocks + i * kBytes + at, 2);
+      __builtin_memcpy(&bits, blocks(i) + at, 2);
       return bits;
     };
     return _mm256_cvtph_ps(
         _mm_setr_epi16(half(0), half(1), half(2), half(3), half(4), half(5), half(6), half(7)));
   }
-  static __m256 d(const std::uint8_t* blocks) { return halves(blocks, 0); }
-  static __m256 d16(const std::uint8_t*) { return _mm256_setzero_ps(); }
-  static __m256 min(const std::uint8_t*) { return _mm256_setzero_ps(); }
+  template <class Chunk>
+  static __m256 d(const Chunk& blocks) {
+    return halves(blocks, 0);
+  }
 
   // Low nibbles of 16 bytes, then high ones, of two blocks.
   static B nibbles(const Block& p, const Block& q) {
@@ -82,7 +103,10 @@ struct Q41 : SmallTypeBase<X, quant::BlockQ4_1, quant::Qtype::kQ4_1> {
   static constexpr int kTop = 15;
   static constexpr bool kHasMin = true;
   static B values(const Block& p, const Block& q) { return Base::nibbles(p, q); }
-  static __m256 min(const std::uint8_t* blocks) { return Base::halves(blocks, 2); }
+  template <class Chunk>
+  static __m256 min(const Chunk& blocks) {
+    return Base::halves(blocks, 2);
+  }
 };
 
 // Nibbles and a fifth bit; bit i of qh belongs to value i.
@@ -114,7 +138,10 @@ struct Q51 : SmallTypeBase<X, quant::BlockQ5_1, quant::Qtype::kQ5_1> {
   static B values(const Block& p, const Block& q) {
     return five_bits<X>(Base::nibbles(p, q), p, q);
   }
-  static __m256 min(const std::uint8_t* blocks) { return Base::halves(blocks, 2); }
+  template <class Chunk>
+  static __m256 min(const Chunk& blocks) {
+    return Base::halves(blocks, 2);
+  }
 };
 
 template <class X>
@@ -152,8 +179,9 @@ struct MXFP4 : SmallTypeBase<X, quant::BlockMXFP4, quant::Qtype::kMXFP4> {
     return X::lookup(X::load128(kFp4Raised), Base::nibbles(p, q));
   }
   // 2^(e - 128); e = 0 and 1 are subnormal floats.
-  static __m256 d(const std::uint8_t* blocks) {
-    const auto e = [&](int i) { return static_cast<int>(blocks[i * Base::kBytes]); };
+  template <class Chunk>
+  static __m256 d(const Chunk& blocks) {
+    const auto e = [&](int i) { return static_cast<int>(*blocks(i)); };
     const __m256i exponent = _mm256_setr_epi32(e(0), e(1), e(2), e(3), e(4), e(5), e(6), e(7));
     const __m256i one = _mm256_set1_epi32(1);
     const __m256i normal = _mm256_slli_epi32(_mm256_sub_epi32(exponent, one), 23);
@@ -174,15 +202,15 @@ struct NVFP4 : SmallTypeBase<X, quant::BlockNVFP4, quant::Qtype::kNVFP4> {
   static constexpr int kOffset = 16;
   static constexpr int kChunkBytes = 4 * Base::kBytes;
 
-  static B quarter(const std::uint8_t* chunk, int i) {
-    const auto& block = *reinterpret_cast<const Block*>(chunk + i * Base::kBytes);
+  template <class Chunk>
+  static B quarter(const Chunk& blocks, int i) {
+    const auto& block = *reinterpret_cast<const Block*>(blocks(i));
     return X::lookup(X::load128(kFp4Raised), X::nibbles_by_8(block.qs));
   }
   // Scales 2 i + first of the sixteen of a chunk: E4M3 without a sign, halved; 0x7F stands for 0.
-  static __m256 scales(const std::uint8_t* chunk, int first) {
-    const auto at = [&](int i) {
-      return static_cast<int>(chunk[i / 2 * Base::kBytes + i % 2 * 2 + first]);
-    };
+  template <class Chunk>
+  static __m256 scales(const Chunk& blocks, int first) {
+    const auto at = [&](int i) { return static_cast<int>(blocks(i / 2)[i % 2 * 2 + first]); };
     const __m256i x = _mm256_setr_epi32(at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7));
     const __m256i low7 = _mm256_and_si256(x, _mm256_set1_epi32(127));
     const __m256 normal = _mm256_castsi256_ps(
@@ -193,19 +221,25 @@ struct NVFP4 : SmallTypeBase<X, quant::BlockNVFP4, quant::Qtype::kNVFP4> {
     return _mm256_andnot_ps(_mm256_castsi256_ps(is_zero),
                             _mm256_blendv_ps(subnormal, normal, _mm256_castsi256_ps(is_normal)));
   }
-  static __m256 d(const std::uint8_t* chunk) { return scales(chunk, 0); }
-  static __m256 d16(const std::uint8_t* chunk) { return scales(chunk, 1); }
+  template <class Chunk>
+  static __m256 d(const Chunk& blocks) {
+    return scales(blocks, 0);
+  }
+  template <class Chunk>
+  static __m256 d16(const Chunk& blocks) {
+    return scales(blocks, 1);
+  }
 };
 
 // Values 64 i .. 64 i + 63 of a chunk of 256 values.
-template <class X, class T>
-typename X::B small_quarter(const std::uint8_t* chunk, int i) {
+template <class X, class T, class Chunk>
+typename X::B small_quarter(const Chunk& blocks, int i) {
   typename X::B w;
   if constexpr (T::kHasD16) {
-    w = T::quarter(chunk, i);
+    w = T::quarter(blocks, i);
   } else {
-    const auto* blocks = reinterpret_cast<const typename T::Block*>(chunk);
-    w = T::values(blocks[2 * i], blocks[2 * i + 1]);
+    w = T::values(*reinterpret_cast<const typename T::Block*>(blocks(2 * i)),
+                  *reinterpret_cast<const typename T::Block*>(blocks(2 * i + 1)));
   }
   if constexpr (T::kWide) w = X::widen(w);
   return w;
