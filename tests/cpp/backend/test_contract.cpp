@@ -146,13 +146,20 @@ TEST_P(Contract, NanStaysInItsRow) {
   }
 }
 
-// The work that the next tests run: large enough to take some 100 ms in pieces.
+// What a user is promised after Ctrl-C; instrumented code is another ten times slower.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr std::chrono::milliseconds kCancelDeadline{2000};
+#else
+constexpr std::chrono::milliseconds kCancelDeadline{100};
+#endif
+
+// Work of many pieces, run again and again until somebody cancels.
 struct LongWork {
   explicit LongWork(Rig& rig) {
     const std::int64_t n = 600;
-    const Weight* w = rig.weight(Qtype::kF32, 1, 3000, 1000, random_values(3000 * 1000, 5));
+    const Weight* w = rig.weight(Qtype::kF32, 1, 1000, 1000, random_values(1000 * 1000, 5));
     x = rig.mat(n, 1000, random_values(n * 1000, 6));
-    target = {w, nullptr, rig.mat(n, 3000)};
+    target = {w, nullptr, rig.mat(n, 1000)};
   }
   Mat x;
   MatmulTarget target;
@@ -179,8 +186,7 @@ TEST_P(Contract, CancelStopsSoonAndLeavesTheBackendUsable) {
   } catch (const CancelledError&) {
     was_cancelled = true;
     const Clock::duration after = Clock::now().time_since_epoch() - Clock::duration(set_at.load());
-    // Promised: 100 ms to the user; pieces of some 10 ms leave room for a busy machine.
-    EXPECT_LT(after, std::chrono::milliseconds(100));
+    EXPECT_LT(after, kCancelDeadline);
   }
   canceller.join();
   EXPECT_TRUE(was_cancelled);
@@ -301,6 +307,7 @@ TEST_P(Contract, AllocatesNothingInSteadyState) {
     run(decode);
   }
   const std::int64_t before = n_allocations();
+  ASSERT_GT(before, 0);  // the counter counts
   for (int i = 0; i < 3; ++i) {
     run(prompt);
     run(decode);
