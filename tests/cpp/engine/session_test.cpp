@@ -156,7 +156,7 @@ class SessionFiles : public Sessions {
   }
   // With a digest that fits, so that the checks behind it are reached.
   void write_signed(std::vector<std::uint8_t> content) const {
-    content.resize(content.size() - 32);
+    content.erase(content.end() - 32, content.end());
     Sha256 digest;
     digest.update(content.data(), content.size());
     for (const std::uint8_t byte : digest.finish()) content.push_back(byte);

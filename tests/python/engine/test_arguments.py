@@ -17,6 +17,7 @@ class Odd:
         raise RuntimeError("no")
 
 
+@pytest.mark.sanitizer
 @pytest.mark.parametrize(
     "tokens",
     [
@@ -162,6 +163,7 @@ def test_n_ctx_above_the_training_length_warns():
     assert caught[0].filename.endswith(("model.py", "test_arguments.py"))
 
 
+@pytest.mark.sanitizer
 def test_closed():
     m = moesaic.Model.demo(progress=False)
     config, s = m.config, m.session()

@@ -108,6 +108,7 @@ def test_captures_are_consistent_with_each_other(demo):
     assert c["blocks.2.router.logits"].shape == (n, demo.config.n_experts)
 
 
+@pytest.mark.sanitizer
 def test_capture_takes_only_what_is_asked(demo):
     c = demo.capture([1, 2, 3], ["blocks.[01].attn_out", "final_norm"], logits=None)
     assert list(c) == ["blocks.0.attn_out", "blocks.1.attn_out", "final_norm"]
@@ -140,6 +141,7 @@ def test_an_unknown_name_lists_the_nearest(demo, bad):
         demo.capture([1], [3])
 
 
+@pytest.mark.sanitizer
 def test_fork_and_truncate(exact):
     tokens = exact.tokenize(PROMPT)
     with exact.session() as s:
@@ -197,6 +199,7 @@ def test_a_session_ends_at_n_ctx(demo):
             s.forward([5])
 
 
+@pytest.mark.sanitizer
 @pytest.mark.parametrize("kv_type", ["f16", "f32"])
 def test_save_and_load(tmp_path, kv_type):
     path = tmp_path / "s.session"

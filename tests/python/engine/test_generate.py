@@ -133,6 +133,7 @@ def test_logprobs(exact):
     assert none.logprobs is None
 
 
+@pytest.mark.sanitizer
 def test_stop_strings_may_span_tokens(exact):
     g = exact.generate(PROMPT, max_tokens=60, seed=4)
     middle = len(g.text) // 2
@@ -179,6 +180,7 @@ def test_length_limits(exact):
         exact.generate([[7], [7] * 513])
 
 
+@pytest.mark.sanitizer
 def test_logits_processor_changes_the_row(exact):
     seen = []
 
@@ -211,6 +213,7 @@ def test_logits_processor_changes_the_row(exact):
     assert all((b.tokens % 2 == 0).all() for b in batch)
 
 
+@pytest.mark.sanitizer
 def test_a_processor_that_fails_or_lies(exact):
     def fail(tokens, logits):
         raise ZeroDivisionError("mine")
@@ -273,6 +276,7 @@ def test_stream_is_generate_in_pieces(exact):
     assert len(chunks) > 10
 
 
+@pytest.mark.sanitizer
 def test_leaving_a_stream_frees_the_engine(exact):
     for chunk in exact.stream(PROMPT, max_tokens=400, seed=1, ignore_eos=True):
         if chunk.timings.generated_tokens > 3:

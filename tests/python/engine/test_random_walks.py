@@ -117,6 +117,7 @@ def test_random_programs_give_the_bytes_of_fresh_runs(name, seed):
         assert m.stats()["kv_tokens_free"] == m.kv_tokens
 
 
+@pytest.mark.sanitizer
 def test_random_programs_of_many_threads_at_once():
     with moesaic.Model(
         FAMILIES / "llama_moe.gguf", n_ctx=256, kv_tokens=8192, deterministic=True, progress=False

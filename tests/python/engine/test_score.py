@@ -25,6 +25,7 @@ def by_forward(m, head, tail):
     return picked.sum(), bool((logp[rows].argmax(axis=1) == whole[len(head) :]).all())
 
 
+@pytest.mark.sanitizer
 def test_score_is_summed_log_softmax(exact):
     contexts = ["In the", "It was a dark and", "She said that she had never"] * 3
     tails = [" beginning", " stormy night, when nobody", " been so happy"] * 3
