@@ -1,0 +1,223 @@
+"""Moesaic and llama.cpp on the same file and threads, interleaved in one run.
+
+    python bench/python/compare.py MODEL.gguf [--threads 1,2] [--repeats 5] [--avx2] [--plot
+    OUT.png]
+
+Per thread count: decode of 64 tokens at depth 0 and 4,096; prefill of 512, 2,048 and 8,192 tokens
+(and so the time to
+the first token). Each repetition measures a figure with one engine and at once with the other;
+medians are compared.
+llama.cpp runs with and without flash attention in the first repetition, then with the better of
+the two. One JSON line
+per figure, with the machine's read bandwidth measured between the two, then a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import numpy as np
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What is measured: prompt tokens run, or 64 tokens generated after `depth`."""
+
+    name: str
+    prompt: int = 0
+    generate: int = 0
+    depth: int = 0
+
+    @property
+    def n_ctx(self) -> int:
+        return self.prompt + self.generate + self.depth + 64
+
+
+FIGURES = (
+    Figure("decode 64", generate=64),
+    Figure("decode 64 at 4096", generate=64, depth=4096),
+    Figure("prefill 512", prompt=512),
+    Figure("prefill 2048", prompt=2048),
+    Figure("prefill 8192", prompt=8192),
+)
+
+
+def read_bandwidth(threads: int) -> float:
+    """GB/s at which the threads together read memory far larger than any cache (best of 3)."""
+    data = [np.ones(GIB // 8 // threads, np.float64) for _ in range(threads)]
+    best = 0.0
+    for _ in range(3):
+        workers = [threading.Thread(target=np.add.reduce, args=(part,)) for part in data]
+        start = time.perf_counter()
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        best = max(best, GIB / (time.perf_counter() - start) / 1e9)
+    return best
+
+
+class Moesaic:
+    """A process of ours that loads the model once and measures on request."""
+
+    def __init__(self, model: Path, threads: int, n_ctx: int, isa: str | None) -> None:
+        command = [sys.executable, __file__, str(model), "--worker", "--threads", str(threads)]
+        command += ["--n-ctx", str(n_ctx)]
+        env = os.environ | ({"MOESAIC_ISA": isa} if isa else {})
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
+        )
+
+    def tokens_per_s(self, figure: Figure) -> float:
+        """One measurement."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(figure.prompt, figure.generate, figure.depth, file=self._process.stdin, flush=True)
+        return float(self._process.stdout.readline())
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(timeout=60)
+
+
+def worker(model_path: str, threads: int, n_ctx: int) -> None:
+    """The measuring process: lines of three numbers in, a rate out."""
+    import moesaic
+
+    rng = np.random.default_rng(0)
+    model = moesaic.Model(model_path, n_ctx=n_ctx, threads=threads, progress=False)
+
+    def prompt(n: int) -> list[int]:
+        # Fresh tokens every time: an equal prefix would be taken from the cache.
+        return [int(t) for t in rng.integers(0, model.config.vocab, n)]
+
+    model.generate(prompt(64), max_tokens=4, temperature=0)  # touch the weights once
+    for line in sys.stdin:
+        n_prompt, n_generate, depth = map(int, line.split())
+        if n_generate == 0:
+            timings = model.generate(prompt(n_prompt), max_tokens=1, temperature=0).timings
+            print(timings.prefill_tokens_per_s, flush=True)
+        else:
+            run = model.generate(
+                prompt(max(depth, 8)), max_tokens=n_generate + 1, temperature=0, ignore_eos=True
+            )
+            print(run.timings.decode_tokens_per_s, flush=True)
+
+
+def measure(args: argparse.Namespace, model: Path, threads: int) -> list[dict[str, Any]]:
+    """All figures of one thread count."""
+    peer = llama_cpp.llama_bench(avx2=args.avx2)
+    figures = [f for f in FIGURES if max(f.prompt, f.depth) <= args.longest]
+    ours = Moesaic(model, threads, max(f.n_ctx for f in figures), "avx2" if args.avx2 else None)
+    rows = []
+    for figure in figures:
+        options = {"threads": threads, "prompt": figure.prompt}
+        options |= {"generate": figure.generate, "depth": figure.depth}
+        by_flash = {
+            flash: llama_cpp.tokens_per_s(peer, model, **options, flash_attention=flash)
+            for flash in (True, False)
+        }
+        flash = by_flash[True] >= by_flash[False]
+        mine, theirs = [ours.tokens_per_s(figure)], [by_flash[flash]]
+        for _ in range(args.repeats - 1):
+            theirs.append(llama_cpp.tokens_per_s(peer, model, **options, flash_attention=flash))
+            mine.append(ours.tokens_per_s(figure))
+        row = {
+            "model": model.stem,
+            "figure": figure.name,
+            "threads": threads,
+            "isa": "avx2" if args.avx2 else "best",
+            "moesaic_tokens_per_s": round(statistics.median(mine), 2),
+            "llama_tokens_per_s": round(statistics.median(theirs), 2),
+            "ratio": round(statistics.median(mine) / statistics.median(theirs), 2),
+            "llama_flash_attention": flash,
+            "moesaic_runs": [round(x, 1) for x in mine],
+            "llama_runs": [round(x, 1) for x in theirs],
+            "read_gb_per_s": round(read_bandwidth(threads), 1),
+        }
+        if figure.prompt:
+            row["time_to_first_token_s"] = round(figure.prompt / row["moesaic_tokens_per_s"], 3)
+        print(json.dumps(row), flush=True)
+        rows.append(row)
+    ours.close()
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the rows as a Markdown table."""
+    lines = [
+        "| model | figure | threads | Moesaic tok/s | llama.cpp tok/s | ratio | read GB/s |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    lines += [
+        f"| {r['model']} | {r['figure']} | {r['threads']} | {r['moesaic_tokens_per_s']:.1f} "
+        f"| {r['llama_tokens_per_s']:.1f} | {r['ratio']:.2f} | {r['read_gb_per_s']:.1f} |"
+        for r in rows
+    ]
+    return "\n".join(lines)
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Bars of both engines per figure."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names = [f"{r['model']}\n{r['figure']}\n{r['threads']} thr" for r in rows]
+    place = np.arange(len(rows))
+    figure, axes = plt.subplots(figsize=(max(6, len(rows)), 4), layout="constrained")
+    axes.bar(place - 0.2, [r["moesaic_tokens_per_s"] for r in rows], 0.4, label="Moesaic")
+    axes.bar(place + 0.2, [r["llama_tokens_per_s"] for r in rows], 0.4, label="llama.cpp")
+    for x, row in zip(place, rows, strict=True):
+        axes.text(x, row["moesaic_tokens_per_s"], f"{row['ratio']:.1f}x", ha="center", va="bottom")
+    axes.set_xticks(place, names, fontsize=7)
+    axes.set_ylabel("tokens/s (log)")
+    axes.set_yscale("log")
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("models", nargs="+", type=Path)
+    parser.add_argument("--threads", default="1,2")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--longest", type=int, default=8192, help="leave longer prompts out")
+    parser.add_argument("--avx2", action="store_true", help="both engines for AVX2")
+    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--n-ctx", type=int, default=0, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        worker(str(args.models[0]), int(args.threads), args.n_ctx)
+        return
+    rows = [
+        row
+        for model in args.models
+        for threads in map(int, args.threads.split(","))
+        for row in measure(args, model, threads)
+    ]
+    print("\n" + table(rows))
+    if args.plot:
+        plot(rows, args.plot)
+
+
+if __name__ == "__main__":
+    main()
