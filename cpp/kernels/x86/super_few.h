@@ -17,6 +17,7 @@ struct SuperFew {
   struct Column {
     ActRow act;
     float total;
+    alignas(32) float repeated[kSpan];  // scales of a short row, again and again
   };
   struct Sums {
     alignas(32) std::int32_t isum[kCols][kSpan][8];
@@ -78,56 +79,99 @@ struct SuperFew {
     sums.d[slot] = T::d(block);
   }
 
-  // Adds the p of `n` blocks from b on to the columns' totals, one after the other.
-  static void finish(const Sums& sums, std::int64_t b, int n, Column* columns) {
+  // p of the eight slots, for column j with the activation scales da.
+  static __m256 products(const Sums& sums, int j, __m256 da) {
     const __m256 d = to_floats<X>(sums.d, T::kFactor);
+    const __m256 isum = _mm256_cvtepi32_ps(add_rows<X>(sums.isum[j]));
+    if constexpr (T::kHasMin) {
+      const __m256 msum = _mm256_cvtepi32_ps(add_rows<X>(sums.msum[j]));
+      const __m256 dmin = to_floats<X>(sums.dmin, 1.0F);
+      return _mm256_fmsub_ps(_mm256_mul_ps(d, da), isum,
+                             _mm256_mul_ps(_mm256_mul_ps(dmin, da), msum));
+    } else {
+      return _mm256_mul_ps(_mm256_mul_ps(d, da), isum);
+    }
+  }
+
+  // Blocks [b, b + n) of the row at p, n <= kSpan; adds their p to the totals one after the other.
+  // Slots past n keep what an earlier span left in them.
+  static void span(const std::uint8_t* p, std::int64_t b, int n, Column* columns, Sums& sums) {
+    for (int i = 0; i < n; ++i) block_sums(p + (b + i) * T::kBytes, b + i, i, columns, sums);
     for (int j = 0; j < kCols; ++j) {
-      const __m256 da = _mm256_loadu_ps(columns[j].act.scale + b);
-      __m256 p;
-      const __m256 isum = _mm256_cvtepi32_ps(add_rows<X>(sums.isum[j]));
-      if constexpr (T::kHasMin) {
-        const __m256 msum = _mm256_cvtepi32_ps(add_rows<X>(sums.msum[j]));
-        const __m256 dmin = to_floats<X>(sums.dmin, 1.0F);
-        p = _mm256_fmsub_ps(_mm256_mul_ps(d, da), isum,
-                            _mm256_mul_ps(_mm256_mul_ps(dmin, da), msum));
-      } else {
-        p = _mm256_mul_ps(_mm256_mul_ps(d, da), isum);
-      }
       alignas(32) float each[kSpan];
-      _mm256_store_ps(each, p);
+      _mm256_store_ps(each, products(sums, j, _mm256_loadu_ps(columns[j].act.scale + b)));
       float total = columns[j].total;
       for (int i = 0; i < n; ++i) total = total + each[i];
       columns[j].total = total;
     }
   }
 
-  static void row(const MatmulJob& job, std::int64_t r, std::int64_t c) {
-    Column columns[kCols];
-    for (int j = 0; j < kCols; ++j) columns[j] = {act_row(job.acts[c + j], job.k), 0.0F};
+  static void long_row(const MatmulJob& job, std::int64_t r, std::int64_t c, Column* columns,
+                       Sums& sums) {
     const std::uint8_t* p = job.weight + static_cast<std::size_t>(r) * job.weight_row_bytes;
     const std::int64_t n_blocks = job.k / kChunk;
-    Sums sums;
+    for (int j = 0; j < kCols; ++j) columns[j].total = 0.0F;
     std::int64_t b = 0;
-    for (; b + kSpan <= n_blocks; b += kSpan) {
-      for (int i = 0; i < kSpan; ++i, p += T::kBytes) block_sums(p, b + i, i, columns, sums);
-      finish(sums, b, kSpan, columns);
-    }
-    if (const int left = static_cast<int>(n_blocks - b); left > 0) {
-      sums = {};
-      for (int i = 0; i < left; ++i, p += T::kBytes) block_sums(p, b + i, i, columns, sums);
-      finish(sums, b, left, columns);
-    }
+    for (; b + kSpan <= n_blocks; b += kSpan) span(p, b, kSpan, columns, sums);
+    if (b < n_blocks) span(p, b, static_cast<int>(n_blocks - b), columns, sums);
     for (int j = 0; j < kCols; ++j) job.outs[c + j][r] = columns[j].total;
+  }
+
+  // Several rows of n_blocks <= kSpan / 2 in one span.
+  static void short_rows(const MatmulJob& job, std::int64_t r, int n_rows, int n_blocks,
+                         std::int64_t c, const Column* columns, Sums& sums) {
+    const std::uint8_t* p = job.weight + static_cast<std::size_t>(r) * job.weight_row_bytes;
+    for (int i = 0, slot = 0; i < n_rows; ++i, p += job.weight_row_bytes) {
+      for (int b = 0; b < n_blocks; ++b, ++slot) {
+        block_sums(p + b * T::kBytes, b, slot, columns, sums);
+      }
+    }
+    for (int j = 0; j < kCols; ++j) {
+      alignas(32) float each[kSpan];
+      _mm256_store_ps(each, products(sums, j, _mm256_load_ps(columns[j].repeated)));
+      for (int i = 0; i < n_rows; ++i) {
+        float total = 0.0F;
+        for (int b = 0; b < n_blocks; ++b) total = total + each[i * n_blocks + b];
+        job.outs[c + j][r + i] = total;
+      }
+    }
+  }
+
+  // Rows [r, end), columns [c, c + kCols).
+  static void run(const MatmulJob& job, std::int64_t r, std::int64_t end, std::int64_t c) {
+    const auto n_blocks = static_cast<int>(job.k / kChunk);
+    Column columns[kCols];
+    for (int j = 0; j < kCols; ++j) {
+      columns[j].act = act_row(job.acts[c + j], job.k);
+      for (int i = 0; i < kSpan; ++i) {
+        columns[j].repeated[i] = n_blocks == 0 ? 0.0F : columns[j].act.scale[i % n_blocks];
+      }
+    }
+    Sums sums = {};
+    if (n_blocks > kSpan / 2 || n_blocks == 0) {
+      for (; r < end; ++r) long_row(job, r, c, columns, sums);
+      return;
+    }
+    const int at_once = kSpan / n_blocks;
+    for (; r < end; r += at_once) {
+      const auto n_rows = static_cast<int>(end - r < at_once ? end - r : at_once);
+      short_rows(job, r, n_rows, n_blocks, c, columns, sums);
+    }
   }
 };
 
+// Columns are taken by four, two and one. When that makes more than one pass, rows are cut so that
+// only the first pass reads them from memory.
 template <class X, class T>
 void super_few(const MatmulJob& job) {
-  for (std::int64_t r = 0; r < job.n_rows; ++r) {
+  const bool one_pass = job.n_cols == 1 || job.n_cols == 2 || job.n_cols == 4;
+  const std::int64_t step = one_pass ? job.n_rows : 16;
+  for (std::int64_t r = 0; r < job.n_rows; r += step) {
+    const std::int64_t end = r + step < job.n_rows ? r + step : job.n_rows;
     std::int64_t c = 0;
-    for (; c + 4 <= job.n_cols; c += 4) SuperFew<X, T, 4>::row(job, r, c);
-    for (; c + 2 <= job.n_cols; c += 2) SuperFew<X, T, 2>::row(job, r, c);
-    for (; c < job.n_cols; ++c) SuperFew<X, T, 1>::row(job, r, c);
+    for (; c + 4 <= job.n_cols; c += 4) SuperFew<X, T, 4>::run(job, r, end, c);
+    for (; c + 2 <= job.n_cols; c += 2) SuperFew<X, T, 2>::run(job, r, end, c);
+    for (; c < job.n_cols; ++c) SuperFew<X, T, 1>::run(job, r, end, c);
   }
 }
 
