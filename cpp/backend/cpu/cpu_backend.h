@@ -78,6 +78,7 @@ class CpuBackend final : public Backend {
 
  private:
   friend class MatmulRun;
+  friend class DecompressedRun;
   // Calls work(member, n_members) on the whole team, or on the caller alone, (0, 1), when the work
   // is too small to be worth the hand-over. No allocation: the pool's std::function holds one
   // reference.
