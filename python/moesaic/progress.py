@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
@@ -65,7 +66,10 @@ class Reporter:
             self._bar.update(done - self._bar.n)
 
     def _make_bar(self, total: int) -> Any:
-        from tqdm.auto import tqdm
+        with warnings.catch_warnings():
+            # A notebook without ipywidgets has a bar of text; that is no news for its reader.
+            warnings.filterwarnings("ignore", "IProgress not found")
+            from tqdm.auto import tqdm
 
         unit, scale, delay = _UNITS[self._stage]
         return tqdm(
