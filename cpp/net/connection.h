@@ -124,8 +124,9 @@ class Connection {
   virtual void set_epoch(std::uint64_t epoch) = 0;
   // Queues a frame, in order; Cancel, Ping and Pong overtake the others. Waits up to send_deadline
   // while the queue is full (a frame larger than the queue waits for an empty one). Throws NetError
-  // or what closed the link, DeadlineError; ArgumentError for a body above its type's limit, which
-  // the peer would refuse. On the net thread it never waits: there a full queue closes the link.
+  // or what closed the link, DeadlineError; ArgumentError for a body above its type's limit (for
+  // activations only the peer knows it: a body above that closes the link there). On the net thread
+  // it never waits: there a full queue closes the link.
   virtual void send_frame(wire::MessageType type, std::vector<std::uint8_t> fields,
                           std::vector<std::uint8_t> payload, std::uint64_t epoch) = 0;
   template <typename M>
@@ -169,6 +170,10 @@ class Listener {
 // address: "host:port", port 0 for any. Throws ArgumentError (no key and not loopback), NetError.
 std::unique_ptr<Listener> listen(NetThread& net, const LinkOptions& options,
                                  const std::string& address, Listener::Handlers handlers);
+
+// Text of a peer as it may be logged and thrown: printable ASCII (others become '?'), at most 300
+// characters.
+std::string printable(const std::string& text);
 
 // "host:port" or "[v6]:port" -> host, port. Throws ArgumentError.
 std::pair<std::string, std::uint16_t> split_address(const std::string& address);

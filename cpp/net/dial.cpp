@@ -51,6 +51,7 @@ class Dialling : public Closable, public std::enable_shared_from_this<Dialling> 
     try {
       self->promise_.set_value(co_await self->connect());
     } catch (...) {
+      self->stream_.reset();  // here, not in whichever thread lets go of us last
       self->promise_.set_exception(std::current_exception());
     }
   }

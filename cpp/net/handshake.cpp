@@ -188,7 +188,7 @@ std::string printable(const std::string& text) {
   std::string shown = text.substr(0, kMost);
   for (char& c : shown) {
     const auto byte = static_cast<unsigned char>(c);
-    if (byte < 0x20 || byte == 0x7F) c = '?';
+    if (byte < 0x20 || byte > 0x7E) c = '?';
   }
   return shown;
 }

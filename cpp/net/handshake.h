@@ -19,9 +19,6 @@ asio::awaitable<PeerInfo> shake_hands_as_dialler(Stream& stream, const LinkOptio
 asio::awaitable<PeerInfo> shake_hands_as_listener(Stream& stream, const LinkOptions& options,
                                                   std::string advertised, std::string address);
 
-// Text of a peer as it may be shown: no control characters, at most 300 bytes.
-std::string printable(const std::string& text);
-
 std::string to_text(const asio::ip::tcp::endpoint& endpoint);  // "1.2.3.4:5", "[::1]:5"
 
 }  // namespace moesaic::net

@@ -94,6 +94,7 @@ void fill_random(std::uint8_t* out, std::size_t n) {
 
 ClusterKey ClusterKey::parse(std::string_view text) {
   ClusterKey key;
+  key.keys_.reserve(2);  // growth would leave a copy behind
   while (!text.empty()) {
     const std::size_t end = std::min(text.find('\n'), text.size());
     std::string_view line = text.substr(0, end);
@@ -115,7 +116,12 @@ ClusterKey ClusterKey::read(const std::string& path) {
   struct stat status {};
   char text[512];
   const bool stat_ok = fstat(fd, &status) == 0;
-  const ssize_t n = ::read(fd, text, sizeof text);
+  std::size_t n_read = 0;
+  ssize_t n = 1;
+  while (n > 0 && n_read < sizeof text) {  // a pipe may give it in pieces
+    n = ::read(fd, text + n_read, sizeof text - n_read);
+    if (n > 0) n_read += static_cast<std::size_t>(n);
+  }
   const int error = errno;
   ::close(fd);
   errno = error;
@@ -124,7 +130,7 @@ ClusterKey ClusterKey::read(const std::string& path) {
     fail<IoError>("[key] ", path, ": others may read it (mode ", std::oct, status.st_mode & 0777U,
                   "): run chmod 600 on it, and make a new key if this one was exposed");
   }
-  ClusterKey key = parse(std::string_view(text, static_cast<std::size_t>(n)));
+  ClusterKey key = parse(std::string_view(text, n_read));
   OPENSSL_cleanse(text, sizeof text);
   return key;
 }
@@ -146,8 +152,13 @@ void ClusterKey::generate(const std::string& path) {
 
 ClusterKey ClusterKey::random() {
   ClusterKey key;
+  key.keys_.reserve(2);  // growth would leave a copy behind
   fill_random(key.keys_.emplace_back().data(), sizeof(Secret));
   return key;
+}
+
+ClusterKey::~ClusterKey() {
+  for (Secret& key : keys_) OPENSSL_cleanse(key.data(), key.size());
 }
 
 std::string ClusterKey::text() const {

@@ -1,7 +1,8 @@
 // The cluster key: who has it is a member. A file of one line, or of two while keys are being
-// changed: the key in use, then the one before it, each 64 hexadecimal digits. What TLS gets is
-// derived from it per dialler and direction, so that a node can never be answered by its own
-// reflection (RFC 9257).
+// changed, each 64 hexadecimal digits: the first is dialled with, both are accepted. A change
+// without a pause takes three steps, each on all nodes before the next: "old, new", "new, old",
+// "new". What TLS gets is derived from it per dialler and direction, so that a node can never be
+// answered by its own reflection (RFC 9257).
 #pragma once
 
 #include <array>
@@ -19,7 +20,7 @@ using Secret = std::array<std::uint8_t, 32>;
 
 class ClusterKey {
  public:
-  // Current key first, then (at most one) previous key. Throws ArgumentError for anything else.
+  // The key in use first, then at most one other. Throws ArgumentError for anything else.
   static ClusterKey parse(std::string_view text);
   // Throws IoError when the file cannot be read or others may read it (mode other than 0600 or
   // 0400).
@@ -28,7 +29,13 @@ class ClusterKey {
   static void generate(const std::string& path);
   static ClusterKey random();
 
-  // Number of keys: 1, or 2 during a change. Epoch 0 is the current key.
+  ClusterKey(const ClusterKey&) = default;
+  ClusterKey(ClusterKey&&) = default;
+  ClusterKey& operator=(const ClusterKey&) = default;
+  ClusterKey& operator=(ClusterKey&&) = default;
+  ~ClusterKey();  // leaves no key behind in memory
+
+  // Number of keys: 1, or 2 during a change. Epoch 0 is the one in use.
   int n_keys() const { return static_cast<int>(keys_.size()); }
   // What identifies key `epoch` on the wire without telling anything about it.
   std::string key_id(int epoch) const;
@@ -44,6 +51,8 @@ class ClusterKey {
   std::string text() const;
 
  private:
+  ClusterKey() = default;
+
   std::vector<Secret> keys_;
 };
 

@@ -70,9 +70,10 @@ class Link : public Connection, public Closable, public std::enable_shared_from_
 
   void enqueue(Frame frame);  // under mutex_
   void wake_writer();         // any thread
-  // Appends what is to be written next; false: nothing is queued.
-  bool take_frames(std::vector<std::uint8_t>& staging, std::vector<std::uint8_t>& large,
-                   std::size_t& n_taken);
+  enum class Taken { kFrames, kNothingYet, kNoMore };
+  // Appends what is to be written next. Nothing yet: the next send wakes the writer.
+  Taken take_frames(std::vector<std::uint8_t>& staging, std::vector<std::uint8_t>& large,
+                    std::size_t& n_taken);
   Frame make_frame(wire::MessageType type, std::vector<std::uint8_t> fields,
                    std::vector<std::uint8_t> payload, std::uint64_t epoch) const;
   [[noreturn]] void throw_closed() const;  // under mutex_

@@ -139,16 +139,12 @@ asio::awaitable<void> Link::write_frames() {
     staging.clear();
     large.clear();
     std::size_t n_taken = 0;
-    if (!take_frames(staging, large, n_taken)) {
-      bool end = false;
-      {
-        const std::lock_guard lock(mutex_);
-        end = state_ > State::kOpen;
-      }
-      if (end) {
-        stream_->finish_sending();  // the reader waits for the peer's end, the watch for the clock
-        co_return;
-      }
+    const Taken taken = take_frames(staging, large, n_taken);
+    if (taken == Taken::kNoMore) {
+      stream_->finish_sending();  // the reader waits for the peer's end, the watch for the clock
+      co_return;
+    }
+    if (taken == Taken::kNothingYet) {
       writer_wake_.expires_at(Clock::time_point::max());
       asio::error_code ignored;
       co_await writer_wake_.async_wait(asio::redirect_error(asio::use_awaitable, ignored));
@@ -167,8 +163,8 @@ asio::awaitable<void> Link::write_frames() {
   }
 }
 
-bool Link::take_frames(std::vector<std::uint8_t>& staging, std::vector<std::uint8_t>& large,
-                       std::size_t& n_taken) {
+Link::Taken Link::take_frames(std::vector<std::uint8_t>& staging, std::vector<std::uint8_t>& large,
+                              std::size_t& n_taken) {
   const std::lock_guard lock(mutex_);
   while (staging.size() < kStagingBytes && large.empty()) {
     std::deque<Frame>& queue = urgent_.empty() ? bulk_ : urgent_;
@@ -193,8 +189,11 @@ bool Link::take_frames(std::vector<std::uint8_t>& staging, std::vector<std::uint
     counters_.sent[static_cast<std::size_t>(frame.type)] += n_bytes;
     n_taken += n_bytes;
   }
-  if (n_taken == 0 && state_ == State::kOpen) writer_waits_ = true;
-  return n_taken > 0;
+  if (n_taken > 0) return Taken::kFrames;
+  // Asked under the same lock as the queue, or a goodbye queued in between would be forgotten.
+  if (state_ > State::kOpen) return Taken::kNoMore;
+  writer_waits_ = true;
+  return Taken::kNothingYet;
 }
 
 bool Link::wait_closed(milliseconds deadline) {

@@ -1,5 +1,7 @@
 // The listening side: accept, shake hands with a deadline, hand over. Strangers get 16 KiB and
 // 5 s, and the oldest of them gives way when there are too many.
+#include <fcntl.h>
+
 #include <algorithm>
 #include <list>
 #include <utility>
@@ -34,6 +36,7 @@ class Acceptor : public Closable, public std::enable_shared_from_this<Acceptor> 
     if (!error) acceptor_.listen(Tcp::acceptor::max_listen_connections, error);
     if (!error) acceptor_.non_blocking(true, error);
     if (error) fail<NetError>("[net] ", address, ": cannot be listened on: ", error.message());
+    (void)fcntl(acceptor_.native_handle(), F_SETFD, FD_CLOEXEC);
     address_ = to_text(acceptor_.local_endpoint(error));
     if (options_.advertise.empty()) options_.advertise = address_;
     return address_;

@@ -27,7 +27,7 @@ struct NetThread::Impl {
   std::thread::id id;                  // of `thread`
   std::atomic<bool> has_ended{false};  // joined: nothing posted runs any more
 
-  bool is_current() const { return std::this_thread::get_id() == id; }
+  bool is_current() const { return !has_ended && std::this_thread::get_id() == id; }
   // Runs it on the net thread and waits for its end; at once when this is the net thread. False:
   // the thread has ended, nothing was run. The task does not throw.
   bool run_and_wait(const std::function<void()>& task);

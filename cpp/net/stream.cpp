@@ -1,6 +1,7 @@
 // Non-blocking calls first, a wait on the socket only when they have nothing to do.
 #include "net/stream.h"
 
+#include <fcntl.h>
 #include <netinet/tcp.h>
 #include <sys/socket.h>
 
@@ -36,6 +37,7 @@ int Stream::fd() const {
 void Stream::prepare(milliseconds stalled_after) {
   asio::error_code ignored;
   socket_.non_blocking(true, ignored);
+  (void)fcntl(fd(), F_SETFD, FD_CLOEXEC);  // asio leaves sockets to child processes
   socket_.set_option(asio::ip::tcp::no_delay(true), ignored);
   const auto timeout = static_cast<unsigned int>(stalled_after.count());
   // Where the system does not know it, the link's own clock finds the same.

@@ -24,7 +24,7 @@ void expect_served(NetThread& net, const LinkOptions& options, Server& server) {
 TEST_F(Handshake, BothSidesLearnWhoTheOtherIs) {
   for (const bool encrypted : {true, false}) {
     LinkOptions listening = patient(encrypted ? std::optional(key) : std::nullopt);
-    listening.release = "0.1.0\n2026 forged log line";
+    listening.release = "0.1.0\n2026 forged log line \xC3\x28";
     listening.numerics.fill(3);
     listening.advertise = "shelf-1:9777";
     LinkOptions dialling = patient(listening.key);
@@ -33,7 +33,7 @@ TEST_F(Handshake, BothSidesLearnWhoTheOtherIs) {
     Server server(net, listening);
     const auto link = dial(net, dialling, server.address(), kPatience);
     EXPECT_EQ(link->peer().node, listening.self);
-    EXPECT_EQ(link->peer().release, "0.1.0?2026 forged log line");
+    EXPECT_EQ(link->peer().release, "0.1.0?2026 forged log line ?(");
     EXPECT_EQ(link->peer().numerics, listening.numerics);
     EXPECT_EQ(link->peer().advertised, "shelf-1:9777");
     EXPECT_EQ(link->peer().encrypted, encrypted);
