@@ -70,11 +70,11 @@ struct SmallFew {
     const std::int64_t n_chunks = job.k / kChunk;
     using Block = typename T::Block;
     for (std::int64_t i = 0; i < n_chunks; ++i, p += T::kChunkBytes) {
-      step(WholeChunk<Block>{p}, i, columns);
+      step(WholeChunk<X, Block>{p}, i, columns);
     }
     if (job.k % kChunk != 0) {
       const auto n_bytes = static_cast<int>(job.k % kChunk * T::kChunkBytes / kChunk);
-      step(CutChunk<Block>{p, n_bytes / T::kBytes}, n_chunks, columns);
+      step(CutChunk<X, Block>{p, n_bytes / T::kBytes}, n_chunks, columns);
     }
     for (int j = 0; j < kCols; ++j) {
       alignas(32) float lanes[8];

@@ -27,7 +27,7 @@ struct SmallPanel {
   static void fill(const MatmulJob& job, std::int64_t r, int n_rows, Chunk* panel) {
     const std::int64_t n_chunks = job.k / kChunk;
     const auto rest_bytes = static_cast<int>(job.k % kChunk * T::kChunkBytes / kChunk);
-    WholeChunk<typename T::Block> rows[kRows];
+    WholeChunk<X, typename T::Block> rows[kRows];
     for (int i = 0; i < kRows; ++i) {
       const std::int64_t row = r + (i < n_rows ? i : n_rows - 1);
       rows[i] = {job.weight + static_cast<std::size_t>(row) * job.weight_row_bytes};
@@ -37,7 +37,7 @@ struct SmallPanel {
       for (auto& row : rows) row.data += T::kChunkBytes;
     }
     if (rest_bytes != 0) {
-      CutChunk<typename T::Block> ends[kRows];
+      CutChunk<X, typename T::Block> ends[kRows];
       for (int i = 0; i < kRows; ++i) ends[i] = {rows[i].data, rest_bytes / T::kBytes};
       fill_chunk(ends, panel[n_chunks]);
     }

@@ -33,14 +33,14 @@
 namespace moesaic::kernels {
 
 // The blocks of a chunk of 256 values, one after the other.
-template <class Block>
+template <class X, class Block>
 struct WholeChunk {
   const std::uint8_t* data;
   const std::uint8_t* operator()(int i) const { return data + i * static_cast<int>(sizeof(Block)); }
 };
 
 // The same where a row ends before its chunk does: missing blocks are zeros.
-template <class Block>
+template <class X, class Block>
 struct CutChunk {
   const std::uint8_t* data;
   int n_blocks;

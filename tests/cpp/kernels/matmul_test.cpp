@@ -168,8 +168,8 @@ TEST_P(Matmul, GenericEqualsDoubleSumsOfDecodedWeights) {
 
 TEST_P(Matmul, EveryTableGivesTheBitsOfTheGenericOne) {
   const quant::Qtype type = GetParam();
-  constexpr Shape kShapes[] = {{1, 1, 1},   {2, 2, 2},   {3, 1, 3},  {17, 3, 4},  {70, 1, 9},
-                               {33, 5, 5},  {16, 8, 8},  {19, 9, 7}, {1, 40, 3},  {40, 23, 6},
+  constexpr Shape kShapes[] = {{1, 1, 1},   {2, 2, 2},   {3, 1, 3},  {17, 3, 4},   {70, 1, 9},
+                               {33, 5, 5},  {16, 8, 8},  {19, 9, 7}, {1, 40, 3},   {40, 23, 6},
                                {70, 40, 1}, {8, 16, 18}, {15, 7, 2}, {48, 17, 16}, {17, 9, 28}};
   for (const Shape& shape : kShapes) {
     const Operands in(type, shape.n_rows, shape.n_cols, row_length(type, shape.n_blocks), 5);
