@@ -4,6 +4,7 @@
 
 #include <pybind11/stl.h>
 
+#include <cstring>
 #include <exception>
 
 #include "bindings/register.h"
@@ -18,13 +19,20 @@ py::object error_class(const char* name) {
   return py::module_::import("moesaic.errors").attr(name);
 }
 
+// A message may hold a path or a token that is no UTF-8: shown with replacement marks, not refused.
+py::str message(const std::exception& error) {
+  const char* text = error.what();
+  return py::reinterpret_steal<py::str>(
+      PyUnicode_DecodeUTF8(text, static_cast<Py_ssize_t>(std::strlen(text)), "replace"));
+}
+
 void raise(const char* name, const std::exception& error) {
-  PyErr_SetString(error_class(name).ptr(), error.what());
+  PyErr_SetObject(error_class(name).ptr(), message(error).ptr());
 }
 
 void raise(const OutOfMemoryError& error) {
   const py::object type = error_class("OutOfMemoryError");
-  py::object instance = type(error.what());
+  py::object instance = type(message(error));
   instance.attr("needed") = error.needed_bytes;
   instance.attr("free") = error.free_bytes;
   PyErr_SetObject(type.ptr(), instance.ptr());
@@ -32,7 +40,7 @@ void raise(const OutOfMemoryError& error) {
 
 void raise(const WorkerLost& error) {
   const py::object type = error_class("WorkerLost");
-  py::object instance = type(error.what());
+  py::object instance = type(message(error));
   instance.attr("node") = error.node;
   instance.attr("layers") = error.layers;
   instance.attr("tokens") = error.tokens;

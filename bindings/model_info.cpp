@@ -64,8 +64,8 @@ Dict config_dict(const model::Config& config) {
 void register_model_info(py::module_& m) {
   m.def(
       "describe",
-      [](const std::string& path) {
-        return config_dict(model::understand(gguf::File::open(path)).config);
+      [](const py::bytes& path) {
+        return config_dict(model::understand(gguf::File::open(std::string(path))).config);
       },
       py::arg("path"), "A file's configuration, read from its headers alone.");
   m.def(
@@ -74,11 +74,11 @@ void register_model_info(py::module_& m) {
       py::arg("engine"), "A loaded model's configuration.");
   m.def(
       "memory_need",
-      [](const std::string& path, std::int64_t n_ctx) {
+      [](const py::bytes& path, std::int64_t n_ctx) {
         model::LoadOptions options;
         options.n_ctx = n_ctx;
         const model::MemoryNeed need =
-            model::memory_need(model::understand(gguf::File::open(path)), options);
+            model::memory_need(model::understand(gguf::File::open(std::string(path))), options);
         Dict out;
         out["weights_bytes"] = need.weights_bytes;
         out["derived_bytes"] = need.derived_bytes;

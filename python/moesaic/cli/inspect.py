@@ -96,7 +96,7 @@ def runnable(gguf: GGUF) -> tuple[dict[str, Any] | None, str | None]:
     if not gguf.tensors:
         return None, "it holds no tensors, only what a tokenizer needs"
     try:
-        first: Any = os.fsencode(gguf.paths[0])  # a name need not be UTF-8
+        first = os.fsencode(gguf.paths[0])  # a name need not be UTF-8
         return _core.describe(first), None
     except FormatError as error:
         return None, str(error)
@@ -106,7 +106,7 @@ def memory_by_context(gguf: GGUF, config: dict[str, Any]) -> list[dict[str, int]
     """Bytes that one sequence needs at some lengths, up to the one the model was trained for."""
     longest = int(config["n_ctx_train"]) or CONTEXT_LENGTHS[-1]
     lengths = {min(n, longest) for n in CONTEXT_LENGTHS}
-    first: Any = os.fsencode(gguf.paths[0])
+    first = os.fsencode(gguf.paths[0])
     return [{"n_ctx": n} | _core.memory_need(first, n_ctx=n) for n in sorted(lengths)]
 
 
