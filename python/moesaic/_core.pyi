@@ -1,0 +1,391 @@
+"""
+Moesaic's C++ core (private: use the moesaic package).
+"""
+
+from __future__ import annotations
+import collections.abc
+import numpy
+import numpy.typing
+import typing
+
+__all__: list[str] = [
+    "Batch",
+    "Engine",
+    "GGUFFile",
+    "GGUFWriter",
+    "RequestSpec",
+    "SamplerSpec",
+    "Session",
+    "available_backends",
+    "available_cpus",
+    "available_isas",
+    "available_memory_bytes",
+    "dequantize",
+    "describe",
+    "engine_config",
+    "generation_spec",
+    "isa",
+    "load_model",
+    "load_session",
+    "memory_need",
+    "open_session",
+    "qtypes",
+    "quantize",
+    "token_ids",
+]
+
+class GGUFFile:
+    """
+    An open GGUF file set (private: use moesaic.GGUF).
+    """
+    def __init__(self, path: bytes) -> None:
+        """
+        Open a file by its encoded path.
+        """
+    def dequantize(
+        self,
+        index: typing.SupportsInt | typing.SupportsIndex,
+        begin: typing.SupportsInt | typing.SupportsIndex,
+        count: typing.SupportsInt | typing.SupportsIndex,
+        threads: typing.SupportsInt | typing.SupportsIndex = 0,
+    ) -> numpy.typing.NDArray[numpy.float32]:
+        """
+        Entries of the first axis as float32.
+        """
+    def keys(self) -> list[str]:
+        """
+        Metadata keys in file order.
+        """
+    def raw(
+        self, index: typing.SupportsInt | typing.SupportsIndex
+    ) -> numpy.typing.NDArray[numpy.uint8]:
+        """
+        A tensor's bytes: read-only, zero-copy.
+        """
+    def tensors(self) -> list[tuple[str, tuple[int, ...], str, int]]:
+        """
+        (name, shape in NumPy order, element type, bytes) of every tensor.
+        """
+    def value(self, key: str) -> typing.Any:
+        """
+        A metadata value; KeyError when absent.
+        """
+    def value_type(self, key: str) -> str:
+        """
+        The GGUF type of a metadata value, like "u32" or "array[string]".
+        """
+    @property
+    def alignment(self) -> int: ...
+    @property
+    def paths(self) -> list[bytes]:
+        """
+        Encoded paths of the parts.
+        """
+    @property
+    def version(self) -> int: ...
+
+class GGUFWriter:
+    """
+    Writes a GGUF file (private: use moesaic.write_gguf).
+    """
+    def __init__(self, alignment: typing.SupportsInt | typing.SupportsIndex = 32) -> None: ...
+    def add_array(self, key: str, type: str, values: numpy.ndarray) -> None: ...
+    def add_bool(self, key: str, value: bool) -> None: ...
+    def add_float(
+        self, key: str, type: str, value: typing.SupportsFloat | typing.SupportsIndex
+    ) -> None: ...
+    def add_int(
+        self, key: str, type: str, value: typing.SupportsInt | typing.SupportsIndex
+    ) -> None: ...
+    def add_string(self, key: str, value: str) -> None: ...
+    def add_strings(self, key: str, values: collections.abc.Sequence[str]) -> None: ...
+    def add_tensor(
+        self,
+        name: str,
+        qtype: str,
+        shape: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        raw: typing.Any,
+    ) -> None: ...
+    def add_uint(
+        self, key: str, type: str, value: typing.SupportsInt | typing.SupportsIndex
+    ) -> None: ...
+    def write(self, path: bytes) -> None:
+        """
+        Write to an encoded path.
+        """
+
+class Engine:
+    """
+    A loaded model and its scheduler (private: use moesaic.Model).
+    """
+    def check_usable(self, where: str) -> None:
+        """
+        Raise ClosedError after close() and in a forked child.
+        """
+    def clear_cache(self) -> None: ...
+    def close(self) -> None:
+        """
+        End what runs and free the model; idempotent.
+        """
+    def stats(self) -> dict[str, typing.Any]: ...
+    @property
+    def capture_names(self) -> list[str]: ...
+    @property
+    def closed(self) -> bool: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def identity(self) -> str: ...
+    @property
+    def kv_tokens(self) -> int: ...
+    @property
+    def max_step_rows(self) -> int: ...
+    @property
+    def memory(self) -> dict[str, typing.Any]: ...
+    @property
+    def n_ctx(self) -> int: ...
+
+class Session:
+    """
+    A sequence's KV cache (private: use moesaic.Session).
+    """
+    def close(self) -> None: ...
+    def fork(self, n: typing.SupportsInt | typing.SupportsIndex) -> Session: ...
+    def save(self, path: bytes) -> None:
+        """
+        Write to an encoded path.
+        """
+    def truncate(self, n: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def closed(self) -> bool: ...
+    @property
+    def n_tokens(self) -> int: ...
+    @property
+    def tokens(self) -> numpy.typing.NDArray[numpy.int32]: ...
+
+class SamplerSpec:
+    """
+    How the next token is chosen (private).
+    """
+    def __init__(self) -> None: ...
+    @property
+    def frequency_penalty(self) -> float: ...
+    @frequency_penalty.setter
+    def frequency_penalty(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def logit_bias(self) -> list[tuple[int, float]]: ...
+    @logit_bias.setter
+    def logit_bias(
+        self,
+        arg0: collections.abc.Sequence[
+            tuple[
+                typing.SupportsInt | typing.SupportsIndex,
+                typing.SupportsFloat | typing.SupportsIndex,
+            ]
+        ],
+    ) -> None: ...
+    @property
+    def min_p(self) -> float: ...
+    @min_p.setter
+    def min_p(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def n_logprobs(self) -> int: ...
+    @n_logprobs.setter
+    def n_logprobs(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def penalty_last_n(self) -> int: ...
+    @penalty_last_n.setter
+    def penalty_last_n(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def presence_penalty(self) -> float: ...
+    @presence_penalty.setter
+    def presence_penalty(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def repeat_penalty(self) -> float: ...
+    @repeat_penalty.setter
+    def repeat_penalty(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def seed(self) -> int: ...
+    @seed.setter
+    def seed(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def temperature(self) -> float: ...
+    @temperature.setter
+    def temperature(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def top_k(self) -> int: ...
+    @top_k.setter
+    def top_k(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def top_p(self) -> float: ...
+    @top_p.setter
+    def top_p(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def typical_p(self) -> float: ...
+    @typical_p.setter
+    def typical_p(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+
+class RequestSpec:
+    """
+    One sequence's work (private).
+    """
+    def __init__(
+        self,
+        *,
+        where: str,
+        tokens: typing.Any,
+        logits: str = "none",
+        session: Session | None = None,
+        targets: collections.abc.Sequence[
+            tuple[
+                typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex
+            ]
+        ] = [],
+        capture: collections.abc.Sequence[str] = [],
+        reuse: bool = False,
+        priority: typing.SupportsInt | typing.SupportsIndex = 0,
+    ) -> None: ...
+
+class Batch:
+    """
+    The requests of one call (private).
+    """
+    def __init__(self, engine: Engine, specs: collections.abc.Sequence[RequestSpec]) -> None:
+        """
+        Submit them all, or none.
+        """
+    def __len__(self) -> int: ...
+    def cancel(self, index: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    def choose(self, index: typing.SupportsInt | typing.SupportsIndex, row: typing.Any) -> None:
+        """
+        Answer a row of logits: the token is sampled from it.
+        """
+    def outcome(self, index: typing.SupportsInt | typing.SupportsIndex) -> dict[str, typing.Any]:
+        """
+        The end of a request; raises its error.
+        """
+    def settle(self) -> None:
+        """
+        Cancel all and wait until the engine has let go of them.
+        """
+    def take(self, index: typing.SupportsInt | typing.SupportsIndex) -> dict[str, typing.Any]:
+        """
+        What has happened since the last call.
+        """
+    def wait(self, seconds: typing.SupportsFloat | typing.SupportsIndex = 3600.0) -> list[int]:
+        """
+        Indices of requests with news; hears Ctrl-C.
+        """
+
+def _throw(name: str, message: str) -> None:
+    """
+    Throw the core's error of that name (for tests of the translation).
+    """
+
+def available_backends() -> list[str]:
+    """
+    Names accepted by Model(backend=...).
+    """
+
+def available_cpus() -> int:
+    """
+    CPUs this process may use (affinity and cgroup quota).
+    """
+
+def available_isas() -> list[str]:
+    """
+    CPU tables this build has and this machine can run, slowest first.
+    """
+
+def available_memory_bytes() -> int:
+    """
+    Bytes of memory this process could still take (MemAvailable, cgroup limit).
+    """
+
+def dequantize(
+    raw: typing.Any,
+    qtype: str,
+    shape: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    threads: typing.SupportsInt | typing.SupportsIndex = 0,
+) -> numpy.typing.NDArray[numpy.float32]:
+    """
+    Decode bytes to float32.
+    """
+
+def describe(path: bytes) -> dict[str, typing.Any]:
+    """
+    A file's configuration, read from its headers alone.
+    """
+
+def engine_config(engine: Engine) -> dict[str, typing.Any]:
+    """
+    A loaded model's configuration.
+    """
+
+def generation_spec(
+    *,
+    where: str,
+    tokens: typing.Any,
+    sampler: SamplerSpec,
+    max_tokens: typing.SupportsInt | typing.SupportsIndex,
+    stop_tokens: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    external: bool = False,
+    capture: collections.abc.Sequence[str] = [],
+    reuse: bool = True,
+    priority: typing.SupportsInt | typing.SupportsIndex = 0,
+) -> RequestSpec:
+    """
+    A RequestSpec that generates.
+    """
+
+def isa() -> str:
+    """
+    The CPU table in use (MOESAIC_ISA forces one).
+    """
+
+def load_model(
+    *,
+    path: bytes,
+    n_ctx: typing.SupportsInt | typing.SupportsIndex,
+    kv_tokens: typing.SupportsInt | typing.SupportsIndex,
+    threads: typing.SupportsInt | typing.SupportsIndex,
+    backend: str,
+    deterministic: bool,
+    kv_type: str,
+    progress: collections.abc.Callable[[int, int], typing.Any] | None = None,
+) -> Engine:
+    """
+    Load a GGUF file by its encoded path; kv_tokens 0 and threads 0 are automatic.
+    """
+
+def load_session(engine: Engine, path: bytes) -> Session:
+    """
+    Read from an encoded path.
+    """
+
+def memory_need(
+    path: bytes, n_ctx: typing.SupportsInt | typing.SupportsIndex
+) -> dict[str, typing.Any]:
+    """
+    Bytes that running a file would take; nothing is loaded.
+    """
+
+def open_session(engine: Engine) -> Session: ...
+def qtypes() -> list[tuple[str, int, int, bool]]:
+    """
+    (name, elements per block, bytes per block, can be written) of every element type.
+    """
+
+def quantize(
+    array: typing.Any, qtype: str, threads: typing.SupportsInt | typing.SupportsIndex = 0
+) -> numpy.typing.NDArray[numpy.uint8]:
+    """
+    Encode floats; uint8 with the last axis in bytes.
+    """
+
+def token_ids(
+    tokens: typing.Any, vocab: typing.SupportsInt | typing.SupportsIndex, where: str
+) -> numpy.typing.NDArray[numpy.int32]:
+    """
+    Integers of any type, range-checked, as int32 (n,).
+    """
