@@ -17,7 +17,14 @@ import numpy.typing as npt
 
 from moesaic import _core
 from moesaic.errors import ArgumentError, ClosedError
-from moesaic.gguf_write import Typed, qtypes, quantize, write_gguf
+from moesaic.gguf_write import (
+    Typed,
+    checked_qtype,
+    checked_threads,
+    qtypes,
+    quantize,
+    write_gguf,
+)
 
 if TYPE_CHECKING:
     from moesaic.tokenizer import Tokenizer
@@ -96,10 +103,7 @@ class Tensor:
         dtype('float32')
         """
         file = self._file.get()
-        if threads < 0:
-            raise ArgumentError(
-                f"[Tensor.dequantize] threads: got {threads}, need 0 (automatic) or more"
-            )
+        threads = checked_threads(threads, "Tensor.dequantize")
         if rows is None:
             return file.dequantize(
                 self._index, 0, self.shape[0] if len(self.shape) > 1 else 1, threads
@@ -417,4 +421,5 @@ def dequantize(
         raise ArgumentError(
             f"[dequantize] shape: got {shape!r}, need a sequence of integers"
         ) from None
-    return _core.dequantize(raw, qtype, dims, threads)
+    threads = checked_threads(threads, "dequantize")
+    return _core.dequantize(raw, checked_qtype(qtype, "dequantize"), dims, threads)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from moesaic import _core
 from moesaic.errors import ArgumentError
+from moesaic.inputs import integer
 
 
 def qtypes() -> dict[str, tuple[int, int]]:
@@ -58,7 +59,23 @@ def quantize(array: npt.ArrayLike, qtype: str, *, threads: int = 0) -> npt.NDArr
     >>> bool(np.allclose(moesaic.dequantize(raw, "Q8_0", (2, 64)), 1, atol=1e-3))
     True
     """
-    return _core.quantize(np.asarray(array), qtype, threads)
+    threads = checked_threads(threads, "quantize")
+    return _core.quantize(np.asarray(array), checked_qtype(qtype, "quantize"), threads)
+
+
+def checked_qtype(qtype: Any, where: str) -> str:
+    """Return ``qtype`` if it is text; whether there is such a type the core says."""
+    if isinstance(qtype, str):
+        return qtype
+    raise ArgumentError(
+        f"[{where}] qtype: got {type(qtype).__name__}, need the name of an element type (str) like "
+        '"Q8_0"; moesaic.gguf.qtypes() lists them'
+    )
+
+
+def checked_threads(threads: Any, where: str) -> int:
+    """Return ``threads`` if it is a count; 0 leaves the choice to the core."""
+    return integer(threads, "threads (0: automatic)", where, 0, 2**31 - 1)
 
 
 class Typed(NamedTuple):

@@ -30,8 +30,10 @@ class SpmEngine:
     vocabulary
         One whose ``model`` is ``llama``.
 
-    Notes ----- Control, unknown and byte tokens take no part in merging: plain text cannot become
-    one by spelling it. A character without a token is written as its UTF-8 bytes, ``<0x00>`` to
+    Notes
+    -----
+    Control, unknown and byte tokens take no part in merging: plain text cannot become one by
+    spelling it. A character without a token is written as its UTF-8 bytes, ``<0x00>`` to
     ``<0xFF>``; where the vocabulary lacks those, as the unknown token.
     """
 

@@ -195,8 +195,10 @@ class Tokenizer:
         ArgumentError
             ``text`` is not a string or holds lone surrogates.
 
-        Notes ----- A few vocabularies (Falcon, StarCoder) lack tokens for bytes that their training
-        text never had; characters written with those are lost, as in the model's own tokenizer.
+        Notes
+        -----
+        A few vocabularies (Falcon, StarCoder) lack tokens for bytes that their training text never
+        had; characters written with those are lost, as in the model's own tokenizer.
         """
         if not isinstance(text, str):
             raise ArgumentError(

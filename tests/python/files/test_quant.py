@@ -119,6 +119,20 @@ def test_shapes_and_kinds() -> None:
         ),
         (lambda: moesaic.dequantize(np.zeros(34, np.uint8), "Q8_0", (1.5,)), "shape"),  # type: ignore[arg-type]
         (lambda: moesaic.dequantize(np.zeros(34, np.uint8), "Q8_0", (2, 16)), "multiple of 32"),
+        (lambda: moesaic.quantize(np.zeros(32, np.float32), None), "got NoneType, need the name"),  # type: ignore[arg-type]
+        (lambda: moesaic.dequantize(np.zeros(34, np.uint8), 8, (32,)), "got int, need the name"),  # type: ignore[arg-type]
+        (
+            lambda: moesaic.quantize(np.zeros(32, np.float32), "Q8_0", threads=None),  # type: ignore[arg-type]
+            "got NoneType None, need an integer from 0",
+        ),
+        (
+            lambda: moesaic.dequantize(np.zeros(34, np.uint8), "Q8_0", (32,), threads=-1),
+            "threads.*got -1, need an integer from 0",
+        ),
+        (
+            lambda: moesaic.Model.demo().tensors["output_norm.weight"].dequantize(threads="a"),  # type: ignore[arg-type]
+            "got str 'a', need an integer from 0",
+        ),
     ],
 )
 def test_refusals(call, says: str) -> None:  # type: ignore[no-untyped-def]
