@@ -4,6 +4,7 @@
 
 #include "base/errors.h"
 #include "net/address.h"
+#include "net/failure.h"
 #include "net/handshake.h"
 #include "net/link.h"
 
@@ -12,6 +13,11 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 using Endpoints = std::vector<asio::ip::tcp::endpoint>;
+
+struct Outcome {  // one of both
+  std::shared_ptr<Connection> link;
+  Failure failure;
+};
 
 // One call of dial(): lives on the net thread until its promise is kept.
 class Dialling : public Closable, public std::enable_shared_from_this<Dialling> {
@@ -24,13 +30,13 @@ class Dialling : public Closable, public std::enable_shared_from_this<Dialling> 
         endpoints_(std::move(endpoints)),
         deadline_(deadline) {}
 
-  std::future<std::shared_ptr<Connection>> future() { return promise_.get_future(); }
+  std::future<Outcome> future() { return promise_.get_future(); }
 
   void start() {
     asio::post(net_->io, [self = shared_from_this()] {
       if (!self->net_->add(self)) {
-        self->promise_.set_exception(std::make_exception_ptr(
-            NetError(strcat("[net] ", self->address_, ": this process is ending"))));
+        const NetError ending(strcat("[net] ", self->address_, ": this process is ending"));
+        self->promise_.set_value({nullptr, Failure(std::make_exception_ptr(ending))});
         return;
       }
       asio::co_spawn(self->net_->io, run(self), asio::detached);
@@ -48,12 +54,14 @@ class Dialling : public Closable, public std::enable_shared_from_this<Dialling> 
 
  private:
   static asio::awaitable<void> run(std::shared_ptr<Dialling> self) {
+    Outcome outcome;
     try {
-      self->promise_.set_value(co_await self->connect());
+      outcome.link = co_await self->connect();
     } catch (...) {
+      outcome.failure = Failure(std::current_exception());
       self->stream_.reset();  // here, not in whichever thread lets go of us last
-      self->promise_.set_exception(std::current_exception());
     }
+    self->promise_.set_value(std::move(outcome));
   }
 
   asio::awaitable<std::shared_ptr<Connection>> connect() {
@@ -109,7 +117,7 @@ class Dialling : public Closable, public std::enable_shared_from_this<Dialling> 
   const std::string address_;
   const Endpoints endpoints_;
   const Clock::time_point deadline_;
-  std::promise<std::shared_ptr<Connection>> promise_;
+  std::promise<Outcome> promise_;
   std::unique_ptr<Stream> stream_;
   bool given_up_ = false;
 };
@@ -133,7 +141,7 @@ std::shared_ptr<Connection> dial(NetThread& net, const LinkOptions& options,
   }
   const auto dialling =
       std::make_shared<Dialling>(net.impl(), options, address, std::move(endpoints), end);
-  std::future<std::shared_ptr<Connection>> future = dialling->future();
+  std::future<Outcome> future = dialling->future();
   dialling->start();
   constexpr milliseconds kSlice{20};
   constexpr milliseconds kGrace{2000};  // for a net thread that is late itself
@@ -144,7 +152,9 @@ std::shared_ptr<Connection> dial(NetThread& net, const LinkOptions& options,
     if (cancelled) cancel->check();
     fail<DeadlineError>("[net] ", address, ": no answer within ", deadline.count(), " ms");
   }
-  return future.get();
+  Outcome outcome = future.get();
+  if (outcome.failure) outcome.failure.raise();
+  return std::move(outcome.link);
 }
 
 }  // namespace moesaic::net

@@ -284,7 +284,10 @@ void Link::shut(std::exception_ptr error) {
   {
     const std::lock_guard lock(mutex_);
     if (state_ == State::kClosed) return;
-    if (state_ != State::kClosing) error_ = std::move(error);
+    if (state_ != State::kClosing) {
+      failure_ = Failure(error);
+      error_ = std::move(error);
+    }
     state_ = State::kClosed;
     urgent_.clear();
     bulk_.clear();
@@ -308,7 +311,7 @@ void Link::finish() {
   std::exception_ptr error;
   {
     const std::lock_guard lock(mutex_);
-    error = error_;
+    error = std::exchange(error_, nullptr);
   }
   try {
     if (handlers.on_closed) handlers.on_closed(error);

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "net/connection.h"
+#include "net/failure.h"
 #include "net/net_thread.h"
 #include "net/stream.h"
 
@@ -100,8 +101,9 @@ class Link : public Connection, public Closable, public std::enable_shared_from_
   mutable std::mutex mutex_;
   std::condition_variable changed_;  // room in the queue, or the state
   State state_ = State::kNew;
-  bool finished_ = false;  // no handler runs any more
-  std::exception_ptr error_;
+  bool finished_ = false;     // no handler runs any more
+  std::exception_ptr error_;  // until on_closed has it
+  Failure failure_;           // the same, for senders
   std::deque<Frame> urgent_;
   std::deque<Frame> bulk_;
   std::size_t urgent_bytes_ = 0;

@@ -84,7 +84,7 @@ void Link::wake_writer() {
 }
 
 void Link::throw_closed() const {
-  if (error_) std::rethrow_exception(error_);
+  if (failure_) failure_.raise();
   fail<NetError>("[net] ", peer_.address, ": the link has been closed");
 }
 
@@ -95,6 +95,7 @@ bool Link::begin_closing(wire::Reason reason, const std::string& text, std::exce
   {
     const std::lock_guard lock(mutex_);
     if (state_ > State::kOpen) return false;
+    failure_ = Failure(error);
     error_ = std::move(error);
     if (state_ == State::kNew) {
       // Nothing runs yet: the socket's end says it all.

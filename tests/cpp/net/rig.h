@@ -253,7 +253,7 @@ struct Server {
     std::shared_ptr<Connection> link;
     std::vector<Incoming> messages;
     bool closed = false;
-    std::exception_ptr error;
+    std::string error;
   };
   std::mutex mutex;
   std::vector<std::shared_ptr<Session>> sessions;
@@ -310,7 +310,7 @@ struct Server {
                      [this, session](std::exception_ptr error) {
                        const std::lock_guard lock(mutex);
                        session->closed = true;
-                       session->error = error;
+                       session->error = text_of(error);
                      }});
   }
 
@@ -333,7 +333,7 @@ struct Server {
   }
   std::string error_of(std::size_t i) {
     const std::lock_guard lock(mutex);
-    return text_of(sessions.at(i)->error);
+    return sessions.at(i)->error;
   }
   std::string refusals_text() {
     const std::lock_guard lock(mutex);
