@@ -212,6 +212,11 @@ class ChatTemplate:
                     f"{WHERE} messages[{i}]: got {type(message).__name__}, need a mapping such as"
                     ' {"role": "user", "content": "..."}'
                 )
+        if tools is not None and (isinstance(tools, str) or not isinstance(tools, Sequence)):
+            raise ArgumentError(
+                f"{WHERE} tools: got {type(tools).__name__}, need a list of tool declarations such"
+                ' as {"type": "function", "function": {...}}'
+            )
         variables = {
             "documents": None,
             **self.special_tokens,

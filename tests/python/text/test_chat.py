@@ -236,6 +236,9 @@ def test_wrong_arguments_are_refused() -> None:
             template.render(messages)  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match=r"messages\[0\]: got str"):
         template.render(["Hello"])  # type: ignore[list-item]
+    for tools in (5, "get_weather", {"type": "function"}):
+        with pytest.raises(ArgumentError, match=r"tools: got .*need a list"):
+            template.render([{"role": "user", "content": "Hello"}], tools=tools)  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match="got int"):
         ChatTemplate(3)  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match="limits"):
