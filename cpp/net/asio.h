@@ -5,6 +5,9 @@
 #define ASIO_STANDALONE
 #define ASIO_SEPARATE_COMPILATION
 #define ASIO_NO_DEPRECATED
+// asio 1.22 asks for aligned_alloc by a macro of libstdc++ that is set or not by what was included
+// before it: without this, one file allocates with it and another frees with operator delete.
+#define ASIO_DISABLE_STD_ALIGNED_ALLOC
 #if defined(__SANITIZE_THREAD__)
 // A fence alone is not understood by ThreadSanitizer; asio's own locks order what matters.
 #define ASIO_DISABLE_FENCED_BLOCK
