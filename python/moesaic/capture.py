@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -78,6 +78,8 @@ def resolve(names: str | Sequence[str], known: Sequence[str], where: str) -> lis
     ArgumentError
         A name that the model does not have; the nearest ones are listed.
     """
+    if not isinstance(names, Iterable):
+        raise ArgumentError(f"[{where}] capture: got {type(names).__name__}, need names (str)")
     wanted = [names] if isinstance(names, str) else list(names)
     chosen: set[str] = set()
     known_set = frozenset(known)

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from moesaic.chat import ChatTemplate
     from moesaic.gguf import Metadata, Tensors
     from moesaic.tokenizer import Tokenizer
+from moesaic.vocabulary import check_special_ids, tokenizer_or_none
 
 __all__ = [
     "Captures",
@@ -157,6 +158,11 @@ class Model:
         self._lock = threading.Lock()
         self._tokenizer: Tokenizer | None = None
         self._template: ChatTemplate | None = None
+        try:
+            check_special_ids(self._file.metadata, self._config.vocab, self._path)
+        except FormatError:
+            self.close()
+            raise
         trained = self._config.n_ctx_train
         if 0 < trained < n_ctx:
             warnings.warn(
@@ -447,7 +453,7 @@ class Model:
         [True, True]
         """
         self._engine.check_usable("Model.forward_many")
-        return forward_many(self, list(items), logits, capture, "Model.forward_many")
+        return forward_many(self, items, logits, capture, "Model.forward_many")
 
     # -- generation --------------------------------------------------------------------------------
 
@@ -812,16 +818,10 @@ class Model:
         bos = self.tokenizer.bos_id
         return ids[1:] if len(ids) > 1 and ids[0] == ids[1] == bos else ids
 
-    def _tokenizer_or_none(self) -> Tokenizer | None:
-        try:
-            return self.tokenizer
-        except FormatError:  # a file without a vocabulary still generates tokens
-            return None
-
     def _requests(
         self, prompts: list[Tokens], options: Checked, where: str, first: int = 0
     ) -> tuple[list[_core.RequestSpec], list[Item]]:
-        tokenizer = self._tokenizer_or_none()
+        tokenizer = tokenizer_or_none(self.metadata, lambda: self.tokenizer)
         if tokenizer is None and (options.stop or options.echo):
             raise ArgumentError(
                 f"[{where}] stop or echo: this file has no vocabulary, need token ids; use "

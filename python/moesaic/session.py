@@ -199,6 +199,11 @@ def forward_many(
     """Run rows of several sessions together; see :meth:`Model.forward_many`."""
     kind = logits_name(logits, where)
     names = resolve(capture, model.capture_names, where) if capture else []
+    if not isinstance(items, Iterable):
+        raise ArgumentError(
+            f"[{where}] items: got {type(items).__name__}, need pairs (session, tokens)"
+        )
+    items = list(items)
     for item in items:
         if not (isinstance(item, tuple | list) and len(item) == 2 and isinstance(item[0], Session)):
             raise ArgumentError(

@@ -132,7 +132,10 @@ struct AttentionBlock {
         sum = S::add(sum, e);
       }
     }
-    job.sum[q0 + i] = S::reduce_add(sum);
+    const float total = S::reduce_add(sum);
+    job.sum[q0 + i] = total;
+    // A NaN score does not show in the maximum; without this it would pass for "nothing visible".
+    if (total != total) job.maximum[q0 + i] = total;
   }
 
   template <int kQ, int kD>

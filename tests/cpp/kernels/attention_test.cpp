@@ -285,6 +285,30 @@ TEST(Attention, MergedChunksAndSinkEqualOneSoftmax) {
   }
 }
 
+// A NaN in a query must come out as NaN, not pass for "nothing visible": wrong numbers that look
+// right are the worst.
+TEST(Attention, NanOfAQueryStaysNanAndStaysThere) {
+  for (const Case& c : kCases) {
+    Problem problem(c);
+    const std::size_t broken = static_cast<std::size_t>(c.n_q - 1);
+    problem.q[broken * static_cast<std::size_t>(c.d_k + 5)] = std::nanf("");
+    for (const Table* table : available_tables()) {
+      Result chunk = problem.run(*table, c.n_q);
+      for (std::size_t i = 0; i < static_cast<std::size_t>(c.n_q); ++i) {
+        if (problem.first[i] >= problem.last[i]) continue;
+        const auto d_v = static_cast<std::size_t>(c.d_v);
+        float maximum = -std::numeric_limits<float>::infinity();
+        float sum = 0.0F;
+        std::vector<float> out(d_v, 0.0F);
+        table->attention_merge(&maximum, &sum, out.data(), &chunk.maximum[i], &chunk.sum[i],
+                               chunk.out.data() + i * d_v, c.d_v);
+        table->attention_finish(&maximum, &sum, out.data(), c.d_v, 0.5F);
+        EXPECT_EQ(std::isnan(out[0]), i == broken) << table->isa << " query " << i;
+      }
+    }
+  }
+}
+
 TEST(Attention, NothingVisibleGivesZeros) {
   for (const Table* table : available_tables()) {
     float maximum = -std::numeric_limits<float>::infinity();
