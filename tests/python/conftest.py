@@ -4,7 +4,13 @@ Those that cross the border with odd input and owners. The whole suite would
 take the better part of an hour there; the C++ tests cover the computing.
 """
 
+import signal
+
 import pytest
+
+# A runner that was started in the background by a shell ignores SIGINT, and so would all that is
+# tested here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SANITIZED = (
     "files/test_bad_input.py",
