@@ -284,7 +284,8 @@ class Tokenizer:
     ) -> StreamDecoder:
         """Make a decoder for ids that come one by one; joined, it gives what :meth:`decode` gives.
 
-        Ids past the vocabulary are no text: a model may have more rows than its file has tokens.
+        In a continuation ids past the vocabulary are no text: a model may have more rows than its
+        file has tokens.
 
         Parameters
         ----------
@@ -294,7 +295,7 @@ class Tokenizer:
         hidden = self._vocabulary.hidden_ids if skip_special else frozenset()
 
         def piece(token_id: int) -> bytes:
-            if token_id >= self.vocab_size:
+            if continuation and token_id >= self.vocab_size:
                 return b""
             checked = self._checked(token_id, "decode")
             return b"" if checked in hidden else self._piece(checked)
