@@ -23,6 +23,6 @@ SANITIZED = (
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        # ASan keeps freed memory for a while: tests that watch the process's size say nothing there.
+        # ASan keeps freed memory for a while: watching the size of the process says nothing there.
         if item.path.as_posix().endswith(SANITIZED) and "leak" not in item.name:
             item.add_marker(pytest.mark.sanitizer)
