@@ -13,13 +13,13 @@ from moesaic.inputs import Prompt, Tokens, token_ids
 from moesaic.session import run_all
 
 if TYPE_CHECKING:
-    from moesaic.model import Model
+    from moesaic.model_base import LoadedModel
 
 _WINDOW = 256  # requests submitted at once
 
 
 def score(
-    model: Model, contexts: Sequence[Prompt], continuations: Sequence[Prompt]
+    model: LoadedModel, contexts: Sequence[Prompt], continuations: Sequence[Prompt]
 ) -> list[tuple[float, bool]]:
     """See :meth:`moesaic.Model.score`."""
     where = "Model.score"
@@ -40,7 +40,7 @@ def score(
     return _run(model, pairs, where)
 
 
-def score_rolling(model: Model, texts: Sequence[Prompt]) -> list[float]:
+def score_rolling(model: LoadedModel, texts: Sequence[Prompt]) -> list[float]:
     """See :meth:`moesaic.Model.score_rolling`."""
     where = "Model.score_rolling"
     if isinstance(texts, str | bytes) or not isinstance(texts, Sequence):
@@ -59,7 +59,9 @@ def score_rolling(model: Model, texts: Sequence[Prompt]) -> list[float]:
     return sums
 
 
-def _run(model: Model, pairs: list[tuple[Tokens, Tokens]], where: str) -> list[tuple[float, bool]]:
+def _run(
+    model: LoadedModel, pairs: list[tuple[Tokens, Tokens]], where: str
+) -> list[tuple[float, bool]]:
     """(log p of the second given the first, whether greedy decoding gives it) for each pair."""
     results: list[tuple[float, bool]] = []
     for begin in range(0, len(pairs), _WINDOW):
@@ -80,7 +82,9 @@ def _run(model: Model, pairs: list[tuple[Tokens, Tokens]], where: str) -> list[t
     return results
 
 
-def _split(model: Model, context: Any, continuation: Any, where: str) -> tuple[Tokens, Tokens]:
+def _split(
+    model: LoadedModel, context: Any, continuation: Any, where: str
+) -> tuple[Tokens, Tokens]:
     """Tokens of both. Texts are tokenised together, since tokens may reach over the border."""
     vocab = model.config.vocab
     if isinstance(context, str) != isinstance(continuation, str):
@@ -114,7 +118,7 @@ def _split(model: Model, context: Any, continuation: Any, where: str) -> tuple[T
     return head, tail
 
 
-def _encode(model: Model, text: str) -> Tokens:
+def _encode(model: LoadedModel, text: str) -> Tokens:
     """Tokens of a text that goes on: with its beginning marked, not its end."""
     ids = model.tokenize(text)
     t = model.tokenizer
@@ -123,7 +127,7 @@ def _encode(model: Model, text: str) -> Tokens:
     return ids
 
 
-def _begin(model: Model, where: str) -> Tokens:
+def _begin(model: LoadedModel, where: str) -> Tokens:
     """A token to begin from when there is no context."""
     t = model.tokenizer
     token = t.bos_id if t.bos_id is not None else t.eos_id
@@ -135,7 +139,7 @@ def _begin(model: Model, where: str) -> Tokens:
     return np.array([token], np.int32)
 
 
-def _windows(model: Model, text: Any, where: str) -> list[tuple[Tokens, Tokens]]:
+def _windows(model: LoadedModel, text: Any, where: str) -> list[tuple[Tokens, Tokens]]:
     """Cut a text so that every token is predicted once, each window as long as n_ctx allows.
 
     The first window begins with the begin-of-text token; each later one with as much of what was

@@ -19,7 +19,7 @@ from moesaic.inputs import Tokens, integer, token_ids
 from moesaic.progress import Reporter
 
 if TYPE_CHECKING:
-    from moesaic.model import Model
+    from moesaic.model_base import LoadedModel
 
 #: What ``logits=`` takes: the last position's, every position's, or none.
 LOGITS = ("last", "all", None)
@@ -42,7 +42,7 @@ class Session:
     True
     """
 
-    def __init__(self, model: Model, core: _core.Session) -> None:
+    def __init__(self, model: LoadedModel, core: _core.Session) -> None:
         self._model = model
         self._core = core
         self._lock = threading.RLock()
@@ -190,7 +190,7 @@ def _locked(sessions: Iterable[Session]) -> Iterator[None]:
 
 
 def forward_many(
-    model: Model,
+    model: LoadedModel,
     items: Sequence[tuple[Session, Any]],
     logits: str | None,
     capture: str | Sequence[str],
@@ -236,7 +236,7 @@ def forward_many(
     ]
 
 
-def run_all(model: Model, specs: list[_core.RequestSpec]) -> list[dict[str, Any]]:
+def run_all(model: LoadedModel, specs: list[_core.RequestSpec]) -> list[dict[str, Any]]:
     """Run requests that generate nothing, to their outcomes. Ctrl-C cancels them all."""
     if not specs:
         return []

@@ -1,0 +1,277 @@
+"""LoadedModel: what a running model is and owns. The methods that use it are in model_*.py.
+
+:class:`moesaic.Model` puts them together.
+"""
+
+from __future__ import annotations
+
+import html
+import threading
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from moesaic import _core
+from moesaic.config import Config
+from moesaic.errors import FormatError
+from moesaic.inputs import Tokens, prompt_ids, token_ids
+from moesaic.progress import Progress
+from moesaic.vocabulary import check_special_ids
+
+if TYPE_CHECKING:
+    from moesaic.chat import ChatTemplate
+    from moesaic.gguf import MetadataValue, Tensor
+    from moesaic.tokenizer import Tokenizer
+
+_T = TypeVar("_T", bound="LoadedModel")
+
+
+class ModelFile(Protocol):
+    """What a model needs of the file that it came from; :class:`moesaic.GGUF` has it all.
+
+    The file need not be on this machine: a cluster gives the header that a worker sent.
+    """
+
+    @property
+    def metadata(self) -> Mapping[str, MetadataValue]:
+        """Every key and its value."""
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Every tensor by name."""
+
+    def tokenizer(self) -> Tokenizer:
+        """Make a tokenizer from the vocabulary, or raise FormatError."""
+
+    def close(self) -> None:
+        """Let go of the file."""
+
+
+class LoadedModel:
+    """An engine with the header of its file: what the model is, and its life.
+
+    Made by :class:`moesaic.Model`; not for callers to make.
+    """
+
+    _engine: _core.Engine
+    _file: ModelFile
+    _path: str
+    _progress: Progress
+    _deterministic: bool
+    _config: Config
+    _capture_names: tuple[str, ...]
+
+    def _adopt(
+        self,
+        engine: _core.Engine,
+        file: ModelFile,
+        *,
+        path: str,
+        deterministic: bool,
+        progress: Progress,
+        stacklevel: int,
+    ) -> None:
+        """Become the model of an engine that runs; a file that does not fit it closes both."""
+        self._engine = engine
+        self._file = file
+        self._path = path
+        self._progress = progress
+        self._deterministic = deterministic
+        self._config = Config.from_core(_core.engine_config(engine))
+        self._capture_names = tuple(engine.capture_names)
+        self._lock = threading.Lock()
+        self._tokenizer: Tokenizer | None = None
+        self._template: ChatTemplate | None = None
+        try:
+            check_special_ids(file.metadata, self._config.vocab, path)
+        except FormatError:
+            self.close()
+            raise
+        trained = self._config.n_ctx_train
+        if 0 < trained < engine.n_ctx:
+            warnings.warn(
+                f"[Model] n_ctx: got {engine.n_ctx}, but the model was trained for {trained} "
+                "tokens; what it says beyond them may make no sense",
+                stacklevel=stacklevel,
+            )
+
+    # -- what it is --------------------------------------------------------------------------------
+
+    @property
+    def config(self) -> Config:
+        """Shape and choices of the model; also readable after ``close()``."""
+        return self._config
+
+    @property
+    def metadata(self) -> Mapping[str, MetadataValue]:
+        """Every key of the file."""
+        return self._file.metadata
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Every tensor of the file by name: shape, type, bytes, and ``dequantize()``."""
+        return self._file.tensors
+
+    @property
+    def path(self) -> str:
+        """The file it was loaded from."""
+        return self._path
+
+    @property
+    def n_ctx(self) -> int:
+        """Most tokens of one sequence."""
+        return int(self._engine.n_ctx)
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens that the KV cache of all sequences holds together."""
+        return int(self._engine.kv_tokens)
+
+    @property
+    def device(self) -> str:
+        """What it runs on, like ``"cpu: avx2, 2 threads"``."""
+        return str(self._engine.device)
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether it was loaded with ``deterministic=True``."""
+        return bool(self._deterministic)
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes of weights, of those made at load, of the KV pool, of scratch, and their sum."""
+        return dict(self._engine.memory)
+
+    @property
+    def capture_names(self) -> tuple[str, ...]:
+        """Every name that :meth:`capture` takes, in the order of the forward pass."""
+        return self._capture_names
+
+    def stats(self) -> dict[str, int]:
+        """What the engine has done: steps, rows of prompts and decoding, rows saved by reuse."""
+        return dict(self._engine.stats())
+
+    # -- text --------------------------------------------------------------------------------------
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer made from the file's own vocabulary.
+
+        Raises
+        ------
+        FormatError
+            The file has no vocabulary, or one of an unknown kind.
+        """
+        with self._lock:
+            if self._tokenizer is None:
+                self._tokenizer = self._file.tokenizer()
+            return self._tokenizer
+
+    def tokenize(
+        self, text: str, *, add_special: bool = True, parse_special: bool = False
+    ) -> Tokens:
+        """Turn text into token ids.
+
+        Parameters
+        ----------
+        text : str
+            Any text.
+        add_special : bool
+            Add begin- and end-of-text tokens where the model was trained so.
+        parse_special : bool
+            Recognise control tokens written in the text.
+
+        Returns
+        -------
+        int32 array (n,)
+            Owned by the caller.
+
+        Examples
+        --------
+        >>> import moesaic
+        >>> m = moesaic.Model.demo()
+        >>> m.detokenize(m.tokenize("And God said"))
+        'And God said'
+        """
+        return self.tokenizer.encode(text, add_special=add_special, parse_special=parse_special)
+
+    def detokenize(self, tokens: Sequence[int] | npt.NDArray[np.integer[Any]]) -> str:
+        """Turn token ids into text; special tokens are left out.
+
+        Parameters
+        ----------
+        tokens : sequence of int or integer array (n,)
+            Ids of the vocabulary.
+        """
+        ids = token_ids(tokens, self._config.vocab, "Model.detokenize", allow_empty=True)
+        return self.tokenizer.decode(ids)
+
+    # -- its life ----------------------------------------------------------------------------------
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return bool(self._engine.closed)
+
+    def clear_cache(self) -> None:
+        """Forget finished prompts, so that nothing is reused. Sessions stay."""
+        self._engine.clear_cache()
+
+    def close(self) -> None:
+        """Free the model and end what still runs. May be called again."""
+        self._engine.close()
+        self._file.close()
+
+    def __enter__(self: _T) -> _T:
+        self._engine.check_usable("Model")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        c = self._config
+        experts = f", {c.n_experts} experts of which {c.n_active} work" if c.n_experts else ""
+        state = "closed" if self.closed else f"n_ctx {self.n_ctx}, {self.device}"
+        return (
+            f"Model({Path(self.path).name!r}, {c.arch}, {c.n_layers} layers, width {c.d_model}"
+            f"{experts}; {state})"
+        )
+
+    def _repr_html_(self) -> str:
+        c = self._config
+        rows = [
+            ("architecture", c.arch),
+            ("name", c.name),
+            ("layers", c.n_layers),
+            ("width", c.d_model),
+            ("heads", c.n_heads),
+            ("experts", f"{c.n_experts}, {c.n_active} a token" if c.n_experts else "none"),
+            ("vocabulary", f"{c.vocab:,}"),
+            ("n_ctx", f"{self.n_ctx:,} (trained: {c.n_ctx_train:,})"),
+            ("memory", f"{self.memory['total_bytes'] / 1e6:,.1f} MB"),
+            ("device", "closed" if self.closed else self.device),
+        ]
+        cells = "".join(
+            f"<tr><td>{html.escape(name)}</td><td>{html.escape(str(value))}</td></tr>"
+            for name, value in rows
+        )
+        return f"<b>{html.escape(Path(self.path).name)}</b><table>{cells}</table>"
+
+    # -- for the methods in model_*.py -------------------------------------------------------------
+
+    def _ids(self, prompt: Any, where: str, name: str = "tokens") -> Tokens:
+        def encode(text: str) -> Tokens:
+            return self.tokenizer.encode(text, add_special=True, parse_special=True)
+
+        return prompt_ids(prompt, encode, self._config.vocab, where)
