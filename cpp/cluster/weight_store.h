@@ -1,0 +1,77 @@
+// A machine's weights for the cluster: its own GGUF files under one folder and pulled slices in a
+// cache, each proven by digest before use, and served to others. Every byte of weights that is read
+// or fetched is counted. Not for understanding models, and not for mapping into a backend.
+// Rules: RELIABILITY 6.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/cancel.h"
+#include "gguf/file.h"
+#include "wire/messages.h"
+
+namespace moesaic::cluster {
+
+// SHA-256 over all headers of a file set (metadata and directories): the model's identity.
+wire::Digest header_identity(const gguf::File& file);
+
+// Where weights can be fetched from: a peer or the coordinator. Calls block; any thread, several at
+// once. Throws NetError, DeadlineError, CancelledError.
+class BlobSource {
+ public:
+  virtual ~BlobSource() = default;
+  virtual std::string name() const = 0;  // for logs and errors: "10.0.0.2:9777"
+  // Null when it does not have the model.
+  virtual std::optional<wire::Manifest> manifest(const wire::Digest& identity,
+                                                 const std::string& name, bool want_header,
+                                                 const CancelFlag* cancel) = 0;
+  virtual std::vector<std::uint8_t> fetch(const wire::BlobRequest& request,
+                                          const CancelFlag* cancel) = 0;
+};
+
+struct OpenSlice {
+  wire::Digest identity{};
+  std::string name;                  // a file name, never a path
+  std::vector<std::string> tensors;  // whole tensors, by name; empty: headers only
+  wire::DigestPolicy digests = wire::DigestPolicy::kFirst;
+  std::vector<std::shared_ptr<BlobSource>> sources;  // asked in order, several chunks at a time
+  std::function<void(std::uint64_t done_bytes, std::uint64_t total_bytes, const char* what)>
+      progress;  // what: "pull", "verify"
+  const CancelFlag* cancel = nullptr;
+};
+
+struct OpenedSlice {
+  std::shared_ptr<const gguf::File> file;  // bytes() of other tensors may throw ArgumentError
+  std::string source;                      // "local copy", "cache", "pulled", "pulled, not kept"
+  std::uint64_t bytes_read = 0;            // weights read for digests, or fetched
+};
+
+struct StoreOptions {
+  std::string models_dir;
+  std::string cache_dir;
+  std::function<void(const std::string& event, const std::string& text)> log;
+};
+
+class WeightStore {
+ public:
+  static std::unique_ptr<WeightStore> make(const StoreOptions& options);
+  virtual ~WeightStore() = default;
+  // The slice, proven: a local copy, the cache, or pulled. Throws IoError when nobody has it,
+  // FormatError when what came does not match its digests (after one more try).
+  virtual OpenedSlice open(const OpenSlice& request) = 0;
+  // A file that this process has opened otherwise (the coordinator's own), to be served to others.
+  virtual void offer(std::shared_ptr<const gguf::File> file, const std::string& name) = 0;
+  // For others: what is known of a model, by identity or (all zero) by name; null: nothing.
+  virtual std::optional<wire::Manifest> manifest(const wire::ManifestRequest& request) = 0;
+  // Throws ArgumentError for a range outside the tensor, IoError when it is not here.
+  virtual std::vector<std::uint8_t> read(const wire::BlobRequest& request) = 0;
+  virtual std::uint64_t bytes_read() const = 0;  // weights read for digests or fetched, ever
+};
+
+}  // namespace moesaic::cluster

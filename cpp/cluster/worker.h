@@ -1,0 +1,50 @@
+// A worker: a long-lived process's part of a cluster. It listens, keeps weights between
+// coordinators, runs its layers for any number of deployments, and passes hidden rows on. Threads:
+// one for the net (pings included), one for each deployment's compute, one for each load. Not for
+// starting processes or reading command lines: that is Python's.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "net/connection.h"
+
+namespace moesaic::cluster {
+
+// One line of a worker's log. `fields` are for --log-json.
+struct LogEvent {
+  std::string event;  // "ready", "coordinator", "load", "loaded", "lost", "refused", ...
+  std::string text;   // a whole sentence for people
+  std::vector<std::pair<std::string, std::string>> fields;
+};
+
+struct WorkerOptions {
+  std::string listen = "127.0.0.1:0";
+  std::string advertise;  // how others are to dial it; empty: the address it listens on
+  std::optional<net::ClusterKey> key;
+  bool plain_beyond_loopback = false;
+  std::string models_dir;          // searched for files by name; empty: none
+  std::string cache_dir;           // pulled slices and digests; empty: nothing is kept
+  std::uint64_t memory_bytes = 0;  // that deployments may use; 0: what is free now, less headroom
+  int threads = 0;                 // 0: those the process may use
+  std::string backend = "auto";
+  std::string release;
+  std::chrono::seconds orphan_after{30};  // KV of a deployment whose coordinator is gone
+  std::function<void(const LogEvent&)> log;  // from any thread, one call at a time
+};
+
+class Worker {
+ public:
+  // Listens when it returns. Throws ArgumentError, NetError, IoError.
+  static std::unique_ptr<Worker> start(WorkerOptions options);
+  virtual ~Worker() = default;  // stop(), and waits for its threads
+  virtual std::string address() const = 0;  // as advertised
+  // Says goodbye to everybody and ends all work. Returns at once; idempotent; any thread.
+  virtual void stop() = 0;
+  virtual bool stopped() const = 0;
+};
+
+}  // namespace moesaic::cluster
