@@ -9,7 +9,7 @@
 #include "backend/backend.h"
 #include "model/exchange.h"
 #include "model/forward.h"
-#include "model/kv_pages.h"
+#include "model/kv_cache.h"
 #include "model/memory.h"
 #include "model/model_file.h"
 #include "model/runner.h"
@@ -29,20 +29,24 @@ class LocalRunner final : public Runner {
   const Config& config() const override { return model_.config; }
   MemoryNeed memory() const override { return memory_; }
   std::int64_t n_ctx() const override { return options_.n_ctx; }
-  std::int64_t kv_tokens() const override { return pages_.n_pages() * pages_.page_tokens(); }
-  std::int64_t kv_tokens_free() const override { return pages_.n_free() * pages_.page_tokens(); }
-  std::int64_t page_tokens() const override { return pages_.page_tokens(); }
+  std::int64_t kv_tokens() const override { return pages().n_pages() * pages().page_tokens(); }
+  std::int64_t kv_tokens_free() const override { return pages().n_free() * pages().page_tokens(); }
+  std::int64_t page_tokens() const override { return pages().page_tokens(); }
   std::int64_t max_step_rows() const override { return forward_options(options_).max_rows; }
 
-  SequenceId open() override { return pages_.open(); }
-  void close(SequenceId sequence) override;
-  std::int64_t length(SequenceId sequence) const override { return pages_.length(sequence); }
-  void truncate(SequenceId sequence, std::int64_t n_tokens) override;
+  SequenceId open() override { return kv_->open(); }
+  void close(SequenceId sequence) override { kv_->close(sequence); }
+  std::int64_t length(SequenceId sequence) const override { return pages().length(sequence); }
+  void truncate(SequenceId sequence, std::int64_t n_tokens) override {
+    kv_->truncate(sequence, n_tokens);
+  }
   SequenceId fork(SequenceId sequence, std::int64_t n_tokens) override {
-    return pages_.fork(sequence, n_tokens);
+    return kv_->fork(sequence, n_tokens);
   }
   std::int64_t pages_needed(SequenceId sequence, std::int64_t start,
-                            std::int64_t n_rows) const override;
+                            std::int64_t n_rows) const override {
+    return kv_->pages_needed(sequence, start, n_rows);
+  }
   std::vector<std::uint8_t> save(SequenceId sequence) override;
   SequenceId load(std::span<const std::uint8_t> bytes, std::int64_t n_tokens) override;
   std::string identity() const override;
@@ -53,17 +57,14 @@ class LocalRunner final : public Runner {
  private:
   LocalRunner(ModelFile model, const LoadOptions& options,
               std::unique_ptr<backend::Backend> backend, std::int64_t kv_tokens);
-  void check(const Step& step) const;
-  void claim(const Step& step);
-  void release(const std::vector<std::int32_t>& pages);
+  const KvPages& pages() const { return kv_->pages(); }
 
   ModelFile model_;
   LoadOptions options_;
   std::unique_ptr<backend::Backend> backend_;
   MemoryNeed memory_;
   ModelWeights weights_;
-  std::unique_ptr<backend::KvStore> kv_;
-  KvPages pages_;
+  std::unique_ptr<KvCache> kv_;
   NoExchange exchange_;
   std::unique_ptr<Forward> forward_;
   mutable std::string identity_;  // made when first asked for
