@@ -49,7 +49,7 @@ class Captures(Mapping[str, npt.NDArray[Any]]):
     def __contains__(self, name: object) -> bool:
         return name in self._arrays
 
-    def first_rows(self, n: int) -> Captures:
+    def _first_rows(self, n: int) -> Captures:
         """The same captures, cut to the first n rows."""
         return Captures({name: array[:n] for name, array in self._arrays.items()}, self.logits)
 

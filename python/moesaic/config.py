@@ -79,7 +79,7 @@ class Config:
     layers: tuple[Layer, ...]
 
     @classmethod
-    def from_core(cls, values: dict[str, Any]) -> Config:
+    def _from_core(cls, values: dict[str, Any]) -> Config:
         """Make one from what the core reports."""
         rest = {f.name: values[f.name] for f in fields(cls) if f.name != "layers"}
         return cls(**rest, layers=tuple(Layer(*layer) for layer in values["layers"]))

@@ -264,7 +264,7 @@ class Item:
         o = self.outcome
         if o is None or o["prompt_done"] is None:
             first = (self._first or self._last) - self._began
-            return Timings.measured(
+            return Timings._measured(
                 prompt_tokens=len(self.prompt),
                 cached_tokens=0,
                 generated_tokens=n,
@@ -273,7 +273,7 @@ class Item:
                 decode_seconds=max(0.0, self._last - self._began - first),
                 decode_steps=max(0, n - 1),
             )
-        return Timings.measured(
+        return Timings._measured(
             prompt_tokens=len(self.prompt),
             cached_tokens=o["n_reused"],
             generated_tokens=n,
@@ -294,7 +294,7 @@ class Item:
         top = k is not None and k > 0
         captures = None
         if self._options.capture:
-            captures = Captures(o["captures"]).first_rows(
+            captures = Captures(o["captures"])._first_rows(
                 len(self.prompt) + max(0, len(self.tokens) - 1)
             )
         shape = (len(self.tokens), k or 0)

@@ -228,7 +228,29 @@ class Metadata(Mapping[str, MetadataValue]):
         return key in self._known
 
     def type_of(self, key: str) -> str:
-        """Return the GGUF type of a value: ``"u32"``, ``"string"``, ``"array[f32]"``, ..."""
+        """Return the GGUF type of a value.
+
+        Parameters
+        ----------
+        key : str
+            A key of the file.
+
+        Returns
+        -------
+        str
+            ``"u32"``, ``"string"``, ``"array[f32]"``, ...
+
+        Raises
+        ------
+        KeyError
+            The file has no such key.
+
+        Examples
+        --------
+        >>> import moesaic
+        >>> moesaic.Model.demo().metadata.type_of("tokenizer.ggml.tokens")
+        'array[string]'
+        """
         return self._file.get().value_type(key)
 
     def __repr__(self) -> str:
@@ -336,7 +358,25 @@ class GGUF:
         return self._file.get().alignment
 
     def tokenizer(self) -> Tokenizer:
-        """Make a tokenizer from the file's own vocabulary."""
+        """Make a tokenizer from the file's own vocabulary.
+
+        Returns
+        -------
+        Tokenizer
+            Independent of this object; it stays usable when the file is closed.
+
+        Raises
+        ------
+        FormatError
+            There is no vocabulary, or one that is broken or of an unknown kind.
+
+        Examples
+        --------
+        >>> import moesaic
+        >>> with moesaic.GGUF(moesaic.Model.demo().path) as file:
+        ...     file.tokenizer().vocab_size
+        2048
+        """
         from moesaic.tokenizer import Tokenizer
 
         return Tokenizer.from_metadata(self.metadata)
@@ -414,6 +454,13 @@ def dequantize(
     ------
     ArgumentError
         Bytes and shape do not fit, or the type is unknown.
+
+    Examples
+    --------
+    >>> import moesaic, numpy as np
+    >>> raw = np.array([1.5, -2.0], np.float16).view(np.uint8)
+    >>> moesaic.dequantize(raw, "F16", (2,))
+    array([ 1.5, -2. ], dtype=float32)
     """
     try:
         dims = [operator.index(n) for n in shape]

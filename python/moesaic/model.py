@@ -189,7 +189,20 @@ class Model(ChatMethods, ArrayMethods):
     ) -> _T:
         """Load the small mixture-of-experts model that ships in the package.
 
-        Parameters are those of :class:`Model`.
+        Parameters
+        ----------
+        n_ctx, kv_tokens, threads, backend, deterministic, progress, kv_type
+            As for :class:`Model`; ``n_ctx`` is 512, the length the model was trained for.
+
+        Returns
+        -------
+        Model
+            Some 12 MB, loaded in a fraction of a second.
+
+        Raises
+        ------
+        ArgumentError, OutOfMemoryError
+            As for :class:`Model`.
 
         Examples
         --------

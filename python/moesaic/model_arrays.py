@@ -104,12 +104,29 @@ class ArrayMethods(LoadedModel):
         -------
         Session
             Empty; a context manager.
+
+        Examples
+        --------
+        >>> import moesaic
+        >>> with moesaic.Model.demo().session() as s:
+        ...     len(s)
+        0
         """
         self._engine.check_usable("Model.session")
         return Session(self, _core.open_session(self._engine))
 
     def load_session(self, path: str | os.PathLike[str]) -> Session:
         """Read a session that :meth:`Session.save` wrote with the same model and cache type.
+
+        Parameters
+        ----------
+        path : str or os.PathLike
+            The file.
+
+        Returns
+        -------
+        Session
+            With the tokens and the cache of the saved one; a context manager.
 
         Raises
         ------
@@ -119,6 +136,18 @@ class ArrayMethods(LoadedModel):
             The operating system refused.
         OutOfMemoryError
             The pool of KV pages is full.
+
+        Examples
+        --------
+        >>> import moesaic, pathlib, tempfile
+        >>> m = moesaic.Model.demo()
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "chapter.session"
+        >>> with m.session() as s:
+        ...     _ = s.forward(m.tokenize("In the beginning"))
+        ...     s.save(path)
+        >>> with m.load_session(path) as again:
+        ...     m.detokenize(again.tokens)
+        'In the beginning'
         """
         self._engine.check_usable("Model.load_session")
         encoded = encoded_path(path, "Model.load_session")
@@ -144,6 +173,15 @@ class ArrayMethods(LoadedModel):
         -------
         list
             For each item what :meth:`Session.forward` returns.
+
+        Raises
+        ------
+        ArgumentError
+            A session twice, one of another model, bad tokens, too many, or an unknown name.
+        OutOfMemoryError
+            The pool of KV pages is full; no session has changed.
+        ClosedError
+            A session or the model was closed.
 
         Examples
         --------
@@ -176,6 +214,12 @@ class ArrayMethods(LoadedModel):
             Log-likelihood (natural logarithm) of all tokens of the continuation together, and
             whether greedy decoding would give exactly them.
 
+        Raises
+        ------
+        ArgumentError
+            Not as many of one as of the other, an empty continuation, bad tokens, or a pair longer
+            than ``n_ctx``.
+
         Examples
         --------
         >>> import moesaic
@@ -200,6 +244,19 @@ class ArrayMethods(LoadedModel):
         -------
         list of float
             Natural logarithms; 0 for an empty text.
+
+        Raises
+        ------
+        ArgumentError
+            Not a list, or bad tokens in it.
+
+        Examples
+        --------
+        >>> import moesaic
+        >>> m = moesaic.Model.demo()
+        >>> likely, unlikely = m.score_rolling(["In the beginning", "ning the In begin"])
+        >>> likely > unlikely
+        True
         """
         self._engine.check_usable("Model.score_rolling")
         return scoring.score_rolling(self, texts)

@@ -82,7 +82,7 @@ class LoadedModel:
         self._path = path
         self._progress = progress
         self._deterministic = deterministic
-        self._config = Config.from_core(_core.engine_config(engine))
+        self._config = Config._from_core(_core.engine_config(engine))
         self._capture_names = tuple(engine.capture_names)
         self._lock = threading.Lock()
         self._tokenizer: Tokenizer | None = None
@@ -153,7 +153,23 @@ class LoadedModel:
         return self._capture_names
 
     def stats(self) -> dict[str, int]:
-        """What the engine has done: steps, rows of prompts and decoding, rows saved by reuse."""
+        """Return what the engine has done since it was loaded, and what it holds now.
+
+        Returns
+        -------
+        dict of str to int
+            ``steps``; rows that were run, ``prompt_rows`` and ``decode_rows``, and ``reused_rows``
+            that an equal prefix saved; requests now ``waiting`` and ``active``; finished sequences
+            ``cached`` for reuse; ``kv_tokens_free``.
+
+        Examples
+        --------
+        >>> import moesaic
+        >>> m = moesaic.Model.demo()
+        >>> _ = m.forward([1, 2, 3])
+        >>> m.stats()["prompt_rows"]
+        3
+        """
         return dict(self._engine.stats())
 
     # -- text --------------------------------------------------------------------------------------
@@ -191,6 +207,13 @@ class LoadedModel:
         int32 array (n,)
             Owned by the caller.
 
+        Raises
+        ------
+        ArgumentError
+            Not a str, or with lone surrogates in it.
+        FormatError
+            The file has no vocabulary, or one of an unknown kind.
+
         Examples
         --------
         >>> import moesaic
@@ -206,7 +229,26 @@ class LoadedModel:
         Parameters
         ----------
         tokens : sequence of int or integer array (n,)
-            Ids of the vocabulary.
+            Ids of the vocabulary; none give an empty text.
+
+        Returns
+        -------
+        str
+            Bytes that are not UTF-8 come as U+FFFD.
+
+        Raises
+        ------
+        ArgumentError
+            Not integers, not one-dimensional, or outside the vocabulary.
+        FormatError
+            The file has no vocabulary, or one of an unknown kind.
+
+        Examples
+        --------
+        >>> import moesaic
+        >>> m = moesaic.Model.demo()
+        >>> m.detokenize(m.generate("In the", temperature=0, max_tokens=4).prompt_tokens)
+        'In the'
         """
         ids = token_ids(tokens, self._config.vocab, "Model.detokenize", allow_empty=True)
         return self.tokenizer.decode(ids)

@@ -68,6 +68,20 @@ class ChatMethods(TextMethods):
         ------
         FormatError
             The file has no chat template, or a broken one.
+        ArgumentError
+            Messages that the template refuses, a bad option, or more tokens than ``n_ctx``.
+        DeadlineError
+            The template took longer than it may.
+
+        Examples
+        --------
+        >>> import moesaic
+        >>> m = moesaic.Model.demo()
+        >>> messages = [{"role": "user", "content": "Who made the heaven?"}]
+        >>> reply = m.chat(messages, max_tokens=8, temperature=0)
+        >>> messages.append(reply.message)
+        >>> messages[-1]["role"]
+        'assistant'
         """
         where = "Model.chat"
         checked = self._check(options, where)
@@ -94,6 +108,26 @@ class ChatMethods(TextMethods):
             As for :meth:`chat`.
         add_generation_prompt : bool
             End with the beginning of the assistant's turn.
+
+        Returns
+        -------
+        str
+            With the template's control tokens written out.
+
+        Raises
+        ------
+        FormatError
+            The file has no chat template, or a broken one.
+        ArgumentError
+            Messages that the template refuses.
+        DeadlineError
+            The template took longer than it may.
+
+        Examples
+        --------
+        >>> import moesaic
+        >>> moesaic.Model.demo().render_chat([{"role": "user", "content": "Hello"}])
+        '<|begin|><|user|>Hello<|end|><|reply|>'
         """
         with self._lock:
             if self._template is None:

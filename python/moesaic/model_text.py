@@ -137,6 +137,11 @@ class TextMethods(LoadedModel):
         Chunk
             The last one has ``finish_reason``. Leaving the loop cancels what is left.
 
+        Raises
+        ------
+        ArgumentError
+            A bad option or prompt, at the call and not only in the loop.
+
         Examples
         --------
         >>> import moesaic

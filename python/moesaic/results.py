@@ -41,7 +41,7 @@ class Timings:
     decode_tokens_per_s: float
 
     @classmethod
-    def measured(
+    def _measured(
         cls,
         *,
         prompt_tokens: int,

@@ -97,6 +97,16 @@ class Session:
         Notes
         -----
         An error or Ctrl-C leaves the session as it was before the call.
+
+        Examples
+        --------
+        >>> import moesaic
+        >>> m = moesaic.Model.demo()
+        >>> with m.session() as s:
+        ...     s.forward([1, 2], logits=None)
+        ...     out = s.forward([3], capture="final_norm")
+        >>> out["final_norm"].shape == (1, m.config.d_model), out.logits.shape
+        (True, (2048,))
         """
         return forward_many(self._model, [(self, tokens)], logits, capture, "Session.forward")[0]
 
@@ -107,6 +117,22 @@ class Session:
         ----------
         n : int
             0 to ``len(session)``.
+
+        Raises
+        ------
+        ArgumentError
+            No integer, or out of range.
+        ClosedError
+            The session or its model was closed.
+
+        Examples
+        --------
+        >>> import moesaic
+        >>> with moesaic.Model.demo().session() as s:
+        ...     _ = s.forward([1, 2, 3])
+        ...     s.truncate(1)
+        ...     s.tokens.tolist()
+        [1]
         """
         n = integer(n, "n", "Session.truncate", 0)
         with self._lock:
@@ -118,6 +144,34 @@ class Session:
 
         Whole pages of the cache are shared, so that a fork costs next to nothing. Both go on
         independently, also when the other one is closed.
+
+        Parameters
+        ----------
+        n : int or None
+            0 to ``len(session)``; None: all.
+
+        Returns
+        -------
+        Session
+            To be closed by itself; a context manager.
+
+        Raises
+        ------
+        ArgumentError
+            No integer, or out of range.
+        OutOfMemoryError
+            A page that only part of is shared must be copied, and the pool is full.
+        ClosedError
+            The session or its model was closed.
+
+        Examples
+        --------
+        >>> import moesaic
+        >>> with moesaic.Model.demo().session() as s:
+        ...     _ = s.forward([1, 2, 3])
+        ...     with s.fork(2) as branch:
+        ...         branch.tokens.tolist(), len(s)
+        ([1, 2], 3)
         """
         with self._lock:
             self._check("Session.fork")
@@ -129,6 +183,29 @@ class Session:
         """Write tokens and cache to a file that :meth:`Model.load_session` reads.
 
         The file appears whole or not at all; it is readable by its owner only.
+
+        Parameters
+        ----------
+        path : str or os.PathLike
+            Where to; an existing file is replaced.
+
+        Raises
+        ------
+        IoError
+            The operating system refused.
+        ClosedError
+            The session or its model was closed.
+
+        Examples
+        --------
+        >>> import moesaic, pathlib, tempfile
+        >>> m = moesaic.Model.demo()
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "chapter.session"
+        >>> with m.session() as s:
+        ...     _ = s.forward([1, 2, 3])
+        ...     s.save(path)
+        >>> len(m.load_session(path))
+        3
         """
         with self._lock:
             self._check("Session.save")

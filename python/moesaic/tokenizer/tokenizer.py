@@ -31,7 +31,7 @@ class Tokenizer:
 
     Parameters
     ----------
-    path
+    path : str or os.PathLike
         A GGUF file; one that holds only a vocabulary will do.
 
     Raises
@@ -59,9 +59,26 @@ class Tokenizer:
 
         Parameters
         ----------
-        metadata
+        metadata : Mapping of str to value
             GGUF key -> value: numbers, strings, and sequences of them. It is kept, and read when
             first needed.
+
+        Returns
+        -------
+        Tokenizer
+            Merge tables are built at the first text.
+
+        Raises
+        ------
+        FormatError
+            There is no vocabulary, or one that is broken or of an unknown kind.
+
+        Examples
+        --------
+        >>> import moesaic
+        >>> m = moesaic.Model.demo()
+        >>> moesaic.Tokenizer.from_metadata(m.metadata).vocab_size
+        2048
         """
         self = cls.__new__(cls)
         self._set_up(metadata)
@@ -125,20 +142,116 @@ class Tokenizer:
         return self._vocabulary.add_eos
 
     def token_to_id(self, token: str) -> int | None:
-        """Id of a token by its text as stored (``Ġthe``, ``▁the``), None when there is none."""
+        """Id of a token by its text as stored.
+
+        Parameters
+        ----------
+        token : str
+            As in the file: ``Ġthe`` or ``▁the``, not `` the``.
+
+        Returns
+        -------
+        int or None
+            None when there is no such token.
+
+        Raises
+        ------
+        ArgumentError
+            Not a str.
+
+        Examples
+        --------
+        >>> import moesaic
+        >>> tokenizer = moesaic.Model.demo().tokenizer
+        >>> tokenizer.token_to_id("<|begin|>"), tokenizer.token_to_id("no such token")
+        (0, None)
+        """
+        if not isinstance(token, str):
+            raise ArgumentError(
+                f"[Tokenizer.token_to_id] token: got {type(token).__name__}, need str"
+            )
         return self._vocabulary.ids.get(token)
 
     def id_to_token(self, token_id: int) -> str:
-        """Text of a token as stored in the file."""
+        """Text of a token as stored in the file.
+
+        Parameters
+        ----------
+        token_id : int
+            Of the vocabulary.
+
+        Returns
+        -------
+        str
+            ``Ġthe`` or ``▁the``; bytes that are not UTF-8 are U+FFFD.
+
+        Raises
+        ------
+        ArgumentError
+            No integer, or outside the vocabulary.
+
+        Examples
+        --------
+        >>> import moesaic
+        >>> tokenizer = moesaic.Model.demo().tokenizer
+        >>> [tokenizer.id_to_token(i) for i in tokenizer.encode("In the")]
+        ['<|begin|>', 'In', 'Ġthe']
+        """
         token = self._vocabulary.tokens[self._checked(token_id, "id_to_token")]
         return token.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
     def is_special(self, token_id: int) -> bool:
-        """Whether a token is no text: control, unknown or unused."""
+        """Whether a token is no text: control, unknown or unused.
+
+        Parameters
+        ----------
+        token_id : int
+            Of the vocabulary.
+
+        Returns
+        -------
+        bool
+            True for what :meth:`decode` leaves out.
+
+        Raises
+        ------
+        ArgumentError
+            No integer, or outside the vocabulary.
+
+        Examples
+        --------
+        >>> import moesaic
+        >>> tokenizer = moesaic.Model.demo().tokenizer
+        >>> [tokenizer.is_special(i) for i in tokenizer.encode("In the")]
+        [True, False, False]
+        """
         return self._checked(token_id, "is_special") in self._vocabulary.hidden_ids
 
     def id_to_piece(self, token_id: int) -> bytes:
-        """Bytes that a token stands for; a special token stands for its name."""
+        r"""Bytes that a token stands for; a special token stands for its name.
+
+        Parameters
+        ----------
+        token_id : int
+            Of the vocabulary.
+
+        Returns
+        -------
+        bytes
+            Often part of a character only.
+
+        Raises
+        ------
+        ArgumentError
+            No integer, or outside the vocabulary.
+
+        Examples
+        --------
+        >>> import moesaic
+        >>> tokenizer = moesaic.Model.demo().tokenizer
+        >>> [tokenizer.id_to_piece(i) for i in tokenizer.encode("In the é")[1:]]
+        [b'In', b' the', b' ', b'\xc3', b'\xa9']
+        """
         return self._piece(self._checked(token_id, "id_to_piece"))
 
     def _checked(self, token_id: int, where: str) -> int:
@@ -176,19 +289,19 @@ class Tokenizer:
 
         Parameters
         ----------
-        text
+        text : str
             Any text without lone surrogates.
-        add_special
+        add_special : bool
             Put BOS in front and EOS behind where the model was trained so (see ``add_bos``,
             ``add_eos``).
-        parse_special
+        parse_special : bool
             Recognise control tokens written in the text. Off, ``"<|im_end|>"`` in a user's words
             stays words.
 
         Returns
         -------
-        ndarray of int32, shape (n,)
-            A new array.
+        int32 array (n,)
+            Owned by the caller.
 
         Raises
         ------
@@ -199,6 +312,13 @@ class Tokenizer:
         -----
         A few vocabularies (Falcon, StarCoder) lack tokens for bytes that their training text never
         had; characters written with those are lost, as in the model's own tokenizer.
+
+        Examples
+        --------
+        >>> import moesaic
+        >>> tokenizer = moesaic.Model.demo().tokenizer
+        >>> len(tokenizer.encode("In the<|end|>", parse_special=True))
+        4
         """
         if not isinstance(text, str):
             raise ArgumentError(
@@ -257,11 +377,11 @@ class Tokenizer:
 
         Parameters
         ----------
-        ids
-            Integers, shape (n,).
-        skip_special
+        ids : sequence of int or integer array (n,)
+            Of the vocabulary.
+        skip_special : bool
             Leave out control, unknown and unused tokens; off, they are written by name.
-        continuation
+        continuation : bool
             The ids go on after other text. It matters to SentencePiece, which adds a blank in front
             of every text: the blank is dropped at the beginning of a text, and kept in its
             continuation.
@@ -275,6 +395,14 @@ class Tokenizer:
         ------
         ArgumentError
             An id is not an integer or lies outside the vocabulary.
+
+        Examples
+        --------
+        >>> import moesaic
+        >>> tokenizer = moesaic.Model.demo().tokenizer
+        >>> ids = tokenizer.encode("In the")
+        >>> tokenizer.decode(ids), tokenizer.decode(ids, skip_special=False)
+        ('In the', '<|begin|>In the')
         """
         decoder = self.stream_decoder(skip_special=skip_special, continuation=continuation)
         return decoder.feed(self._id_list(ids)) + decoder.flush()
@@ -289,8 +417,26 @@ class Tokenizer:
 
         Parameters
         ----------
-        skip_special, continuation
+        skip_special, continuation : bool
             As for :meth:`decode`. Tokens generated after a prompt are its continuation.
+
+        Returns
+        -------
+        StreamDecoder
+            With ``feed(ids)`` and ``flush()``; for one stream only.
+
+        Raises
+        ------
+        ArgumentError
+            From ``feed``: an id is not an integer or lies outside the vocabulary.
+
+        Examples
+        --------
+        >>> import moesaic
+        >>> tokenizer = moesaic.Model.demo().tokenizer
+        >>> decoder = tokenizer.stream_decoder()
+        >>> [decoder.feed(int(i)) for i in tokenizer.encode("In é")], decoder.flush()
+        (['', 'In', ' ', '', 'é'], '')
         """
         hidden = self._vocabulary.hidden_ids if skip_special else frozenset()
 
