@@ -7,33 +7,45 @@ failed (a bad file, not enough memory, ...), 2 wrong usage, 130 interrupted, 141
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
 
 from moesaic._version import __version__
 from moesaic.cli import terminal
-from moesaic.cli.chat import chat
-from moesaic.cli.demo import demo
-from moesaic.cli.doctor import doctor
-from moesaic.cli.inspect import inspect
-from moesaic.cli.run import run
 
-__all__ = ["app", "main"]
+__all__ = ["COMMANDS", "app", "main", "make_app"]
 
-app = typer.Typer(
-    name="moesaic",
-    help="Run mixture-of-experts language models from GGUF files.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-app.command()(run)
-app.command()(chat)
-app.command()(inspect)
-app.command()(demo)
-app.command()(doctor)
+#: Each is a function of that name (or a Typer group called ``group``) in the module of that name.
+COMMANDS = ("run", "chat", "inspect", "demo", "doctor")
+
+
+def make_app(commands: Sequence[str] = COMMANDS) -> typer.Typer:
+    """Put commands together; only their modules are imported."""
+    app = typer.Typer(
+        name="moesaic",
+        help="Run mixture-of-experts language models from GGUF files.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+    app.callback()(global_options)
+    for name in commands:
+        module = import_module(f"moesaic.cli.{name}")
+        if hasattr(module, "group"):
+            app.add_typer(module.group, name=name)
+        else:
+            app.command()(getattr(module, name))
+    return app
+
+
+def __getattr__(name: str) -> Any:
+    if name == "app":
+        return make_app()
+    raise AttributeError(f"module 'moesaic.cli' has no attribute {name!r}")
 
 
 def print_version(wanted: bool) -> None:
@@ -43,8 +55,7 @@ def print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
-def options(
+def global_options(
     version: Annotated[
         bool,
         typer.Option("--version", help="Print the version.", callback=print_version, is_eager=True),
@@ -56,8 +67,9 @@ def options(
 def main() -> None:
     """Run the command line and leave with its exit code."""
     terminal.open_missing_streams()
+    named = [name for name in sys.argv[1:2] if name in COMMANDS]
     try:
-        app()
+        make_app(named or COMMANDS)()  # a worker must not wait for what other commands import
     except KeyboardInterrupt:  # outside a command, which says it itself
         print("moesaic: interrupted", file=sys.stderr)
         sys.exit(terminal.INTERRUPTED)

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import secrets
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moesaic.gguf import GGUF
-from moesaic.model import Model
+if TYPE_CHECKING:
+    from moesaic.model import Model
 
 _USUAL_CONTEXT = 4096
 
@@ -61,11 +61,15 @@ def open_model(path: Path, *, n_ctx: int | None, threads: int | None, determinis
     """Open a model, with a progress bar where there is a terminal to show it on."""
     if n_ctx is None:
         n_ctx = usual_context(path)
+    from moesaic.model import Model
+
     return Model(str(path), n_ctx=n_ctx, threads=threads, deterministic=deterministic)
 
 
 def usual_context(path: Path) -> int:
     """Return a context length that suits most uses and that the model was trained for."""
+    from moesaic.gguf import GGUF
+
     with GGUF(path) as file:
         arch = file.metadata.get("general.architecture")
         trained = file.metadata.get(f"{arch}.context_length")

@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass
 from typing import Any, TextIO
 
-import numpy as np
 import typer
 
 from moesaic.errors import ArgumentError, MoesaicError
@@ -119,10 +118,8 @@ def jsonable(value: object) -> Any:
         return jsonable(asdict(value))
     if isinstance(value, Mapping):
         return {str(k): jsonable(v) for k, v in value.items()}
-    if isinstance(value, np.ndarray):
+    if hasattr(value, "tolist"):  # NumPy's arrays and scalars, without importing NumPy
         return value.tolist()
-    if isinstance(value, np.generic):
-        return value.item()
     if isinstance(value, list | tuple):
         return [jsonable(v) for v in value]
     if isinstance(value, bytes):
