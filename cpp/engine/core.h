@@ -102,13 +102,32 @@ class Core {
   bool run_step();  // false: nothing to run
   std::vector<std::size_t> choose_rows(std::vector<std::int64_t>& rows, bool& alone);
   model::SequenceStep sequence_step(const Active& active, std::int64_t n_rows) const;
+  model::Step make_step(std::span<const std::size_t> members,
+                        std::span<const std::int64_t> rows) const;
+  // While it lives, cancel() and close() reach the running step through its flag.
+  class RunningScope {
+   public:
+    RunningScope(Core& core, std::span<const std::size_t> members);
+    ~RunningScope();
+    CancelFlag flag;
+
+   private:
+    Core& core_;
+  };
   void run_guarded(std::span<const std::size_t> members, std::span<const std::int64_t> rows);
   model::StepResult run(std::span<const std::size_t> members, std::span<const std::int64_t> rows);
+  void cancel_members(std::span<const std::size_t> members, const std::exception_ptr& error);
+  void fail_members(std::span<const std::size_t> members, const std::exception_ptr& error);
   void apply(Active& active, std::int64_t n_rows, model::SequenceResult result);
   void accept(Active& active, model::Sampled sampled);
   void finish(Active& active, Finish how, std::exception_ptr error = nullptr);
   void release_sequence(Active& active, Finish how);
   void erase_finished();
+
+  // ahead.cpp: many tokens in one call of the runner
+  bool can_run_ahead(std::span<const std::size_t> members) const;
+  std::int64_t run_ahead(std::span<const std::size_t> members, std::int64_t& decode_rows);
+  bool has_commands() const;
 
   std::unique_ptr<model::Runner> runner_;
   const EngineOptions options_;

@@ -47,6 +47,21 @@ void append(std::vector<model::Captured>& all, std::vector<model::Captured> more
   }
 }
 
+// A lost worker's error tells its reader how far the generation had come.
+std::exception_ptr with_tokens(std::exception_ptr error, const Active& active) {
+  if (!error) return error;
+  try {
+    std::rethrow_exception(error);
+  } catch (const WorkerLost& lost) {
+    return std::make_exception_ptr(
+        WorkerLost(lost.what(), lost.node, lost.layers,
+                   {active.tokens.end() - static_cast<std::ptrdiff_t>(active.n_generated),
+                    active.tokens.end()}));
+  } catch (...) {
+    return error;
+  }
+}
+
 }  // namespace
 
 bool Core::run_step() {
@@ -63,8 +78,13 @@ bool Core::run_step() {
     (active.cached < active.prompt_end ? prompt_rows : decode_rows) += rows[k];
   }
   const auto begin = Clock::now();
-  run_guarded(members, rows);
-  pacer_.record(prompt_rows, decode_rows, Clock::now() - begin);
+  if (runner_->runs_ahead() && can_run_ahead(members)) {
+    const std::int64_t rounds = run_ahead(members, decode_rows);
+    if (rounds > 0) pacer_.record(0, 1, (Clock::now() - begin) / rounds);
+  } else {
+    run_guarded(members, rows);
+    pacer_.record(prompt_rows, decode_rows, Clock::now() - begin);
+  }
   {
     const std::scoped_lock lock(mutex_);
     ++stats_.steps;
@@ -131,41 +151,47 @@ model::SequenceStep Core::sequence_step(const Active& active, std::int64_t n_row
     } else {
       step.sampler = &spec.generate->sampler;
       if (looks_back(spec.generate->sampler)) {
-        step.history = history_before(active.tokens, active.cached, spec.generate->sampler);
+        step.history =
+            history_before(active.tokens, active.cached + n_rows, spec.generate->sampler);
       }
     }
   }
   return step;
 }
 
-model::StepResult Core::run(std::span<const std::size_t> members,
-                            std::span<const std::int64_t> rows) {
+model::Step Core::make_step(std::span<const std::size_t> members,
+                            std::span<const std::int64_t> rows) const {
   model::Step step;
   for (std::size_t k = 0; k < members.size(); ++k) {
     const Active& active = active_[members[k]];
     step.sequences.push_back(sequence_step(active, rows[k]));
     if (!active.spec().capture.empty()) step.capture = active.spec().capture;
   }
-  CancelFlag flag;
-  step.cancel = &flag;
-  {
-    const std::scoped_lock lock(mutex_);
-    bool wanted = false;
-    for (const std::size_t i : members) {
-      running_.push_back(active_[i].request.get());
-      wanted = wanted || !running_.back()->cancelled();
-    }
-    running_flag_ = &flag;
-    if (!wanted || closed()) flag.set();
+  return step;
+}
+
+Core::RunningScope::RunningScope(Core& core, std::span<const std::size_t> members) : core_(core) {
+  const std::scoped_lock lock(core_.mutex_);
+  bool wanted = false;
+  for (const std::size_t i : members) {
+    core_.running_.push_back(core_.active_[i].request.get());
+    wanted = wanted || !core_.running_.back()->cancelled();
   }
-  struct Forget {  // before the flag goes
-    Core& core;
-    ~Forget() {
-      const std::scoped_lock lock(core.mutex_);
-      core.running_flag_ = nullptr;
-      core.running_.clear();
-    }
-  } forget{*this};
+  core_.running_flag_ = &flag;
+  if (!wanted || core_.closed()) flag.set();
+}
+
+Core::RunningScope::~RunningScope() {
+  const std::scoped_lock lock(core_.mutex_);
+  core_.running_flag_ = nullptr;
+  core_.running_.clear();
+}
+
+model::StepResult Core::run(std::span<const std::size_t> members,
+                            std::span<const std::int64_t> rows) {
+  model::Step step = make_step(members, rows);
+  RunningScope running(*this, members);
+  step.cancel = &running.flag;
   model::StepResult result = runner_->run(step);
   if (result.sequences.size() != members.size()) {
     fail<InternalError>("[engine] a step of ", members.size(), " sequences gave ",
@@ -186,10 +212,9 @@ void Core::run_guarded(std::span<const std::size_t> members, std::span<const std
       }
     }
   } catch (const CancelledError&) {
-    for (const std::size_t i : members) {
-      runner_->truncate(active_[i].sequence, active_[i].cached);
-      finish(active_[i], Finish::kCancelled, std::current_exception());
-    }
+    cancel_members(members, std::current_exception());
+  } catch (const WorkerLost&) {  // nobody's fault: it would be the same one by one
+    fail_members(members, std::current_exception());
   } catch (...) {
     if (members.size() == 1) {
       finish(active_[members[0]], Finish::kFailed, std::current_exception());
@@ -199,6 +224,18 @@ void Core::run_guarded(std::span<const std::size_t> members, std::span<const std
       run_guarded(members.subspan(k, 1), rows.subspan(k, 1));
     }
   }
+}
+
+void Core::cancel_members(std::span<const std::size_t> members, const std::exception_ptr& error) {
+  for (const std::size_t i : members) {
+    if (active_[i].outcome.finish != Finish::kNone) continue;
+    runner_->truncate(active_[i].sequence, active_[i].cached);
+    finish(active_[i], Finish::kCancelled, error);
+  }
+}
+
+void Core::fail_members(std::span<const std::size_t> members, const std::exception_ptr& error) {
+  for (const std::size_t i : members) finish(active_[i], Finish::kFailed, error);
 }
 
 void Core::apply(Active& active, std::int64_t n_rows, model::SequenceResult result) {
@@ -270,7 +307,7 @@ void Core::accept(Active& active, model::Sampled sampled) {
 void Core::finish(Active& active, Finish how, std::exception_ptr error) {
   if (active.outcome.finish != Finish::kNone) return;
   active.outcome.finish = how;
-  active.outcome.error = std::move(error);
+  active.outcome.error = with_tokens(std::move(error), active);
   active.outcome.timings.finished = Clock::now();
   try {
     release_sequence(active, how);

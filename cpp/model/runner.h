@@ -63,9 +63,9 @@ struct SequenceStep {
   Logits logits = Logits::kNone;
   std::vector<Target> targets;
   const SamplerSpec* sampler = nullptr;  // null: do not sample; else from the last row
-  std::vector<std::int32_t>
-      history;           // with a sampler that has penalties: tokens before this step, newest last
-  bool capture = false;  // the step's capture names are taken for these rows
+  std::vector<std::int32_t> history;     // with a sampler that has penalties: tokens up to and with
+                                         // this step's, newest last; those it looks back at suffice
+  bool capture = false;                  // the step's capture names are taken for these rows
 };
 
 struct Step {
@@ -93,6 +93,22 @@ struct SequenceResult {
 
 struct StepResult {
   std::vector<SequenceResult> sequences;  // as in the step
+};
+
+// What a runner may do for a sequence beyond a step's own rows: feed each sampled token back by
+// itself, until it is one of stop_tokens or max_tokens were sampled (the step's own included).
+struct Ahead {
+  std::int64_t max_tokens = 1;
+  std::span<const std::int32_t> stop_tokens;
+};
+
+// Takes what a run ahead gives, as it comes, on the thread that called it.
+class AheadSink {
+ public:
+  virtual ~AheadSink() = default;
+  // The next token of a sequence of the step. False: enough, of all sequences. It may close or
+  // truncate this sequence when the token is its last one by `Ahead`.
+  virtual bool take(std::size_t sequence, SequenceResult result) = 0;
 };
 
 // What loading took and what the model needs; for plans, inspect and OutOfMemoryError.
@@ -134,6 +150,16 @@ class Runner {
   virtual std::vector<std::string> capture_names() const = 0;
 
   virtual StepResult run(const Step& step) = 0;
+
+  // Runners whose layers lie elsewhere save the way back to the caller between two tokens when the
+  // caller leaves them several: a step of one row for each sequence, each with a sampler, without
+  // captures, goes on as `ahead` (one per sequence) says until all have ended or the sink has
+  // enough. Cached rows past the last token taken may be left behind: start is authoritative.
+  virtual bool runs_ahead() const { return false; }
+  virtual void run_ahead(const Step& step, std::span<const Ahead> ahead, AheadSink& sink) {
+    (void)step, (void)ahead, (void)sink;
+    fail<InternalError>("[run_ahead] this runner does not");
+  }
 };
 
 }  // namespace moesaic::model

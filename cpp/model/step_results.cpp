@@ -71,11 +71,9 @@ void StepResults::take(std::int64_t row, std::span<float> logits) {
     result.targets[i] = score_target(logits, sequence.targets[i].token);
   }
   if (is_last && sequence.sampler != nullptr) {
-    history_ = sequence.history;
-    history_.insert(history_.end(), sequence.tokens.begin(), sequence.tokens.end());
     const std::int64_t position =
         sequence.start + static_cast<std::int64_t>(sequence.tokens.size());
-    result.sampled = sample(logits, *sequence.sampler, position, history_);  // changes the logits
+    result.sampled = sample(logits, *sequence.sampler, position, sequence.history);  // changes the logits
   }
 }
 

@@ -28,7 +28,6 @@ class StepResults final : public LogitsSink {
   std::size_t vocab_;
   Captures* captures_;
   StepResult result_;
-  std::vector<std::int32_t> history_;
   std::size_t current_ = 0;         // the sequence of the last row
   std::int64_t current_begin_ = 0;  // its first row
 };

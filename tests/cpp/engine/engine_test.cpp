@@ -13,7 +13,7 @@ namespace {
 
 class EngineRuns : public EngineTest {};
 
-TEST_F(EngineRuns, ForwardGivesTheLogitsOfEveryPositionInChunks) {
+TEST_P(EngineRuns, ForwardGivesTheLogitsOfEveryPositionInChunks) {
   make();
   const Tokens tokens = prompt(150);  // three chunks of 64
   const Ended ended = run_one(forward(tokens));
@@ -29,7 +29,7 @@ TEST_F(EngineRuns, ForwardGivesTheLogitsOfEveryPositionInChunks) {
   EXPECT_EQ(log_->pages_used, 0);
 }
 
-TEST_F(EngineRuns, LastLogitsAndCapturesOfAllRows) {
+TEST_P(EngineRuns, LastLogitsAndCapturesOfAllRows) {
   make();
   RequestSpec spec = forward(prompt(100), model::Logits::kLast);
   spec.capture = {"embed", "ids"};
@@ -43,7 +43,7 @@ TEST_F(EngineRuns, LastLogitsAndCapturesOfAllRows) {
   EXPECT_EQ(ended.outcome.captures[1].ids, prompt(100));
 }
 
-TEST_F(EngineRuns, RequestsWithOtherCapturesDoNotMixAndDoNotStarve) {
+TEST_P(EngineRuns, RequestsWithOtherCapturesDoNotMixAndDoNotStarve) {
   make();
   RequestSpec a = generate(prompt(40), 30, 1);
   a.capture = {"embed"};
@@ -59,7 +59,7 @@ TEST_F(EngineRuns, RequestsWithOtherCapturesDoNotMixAndDoNotStarve) {
   for (int i = 0; i < 3; ++i) EXPECT_EQ(ended[i].tokens.size(), 30U);
 }
 
-TEST_F(EngineRuns, GenerateGivesTheDefinitionsTokens) {
+TEST_P(EngineRuns, GenerateGivesTheDefinitionsTokens) {
   make();
   for (const bool penalties : {false, true}) {
     RequestSpec spec = generate(prompt(70), 40, 5);
@@ -74,7 +74,7 @@ TEST_F(EngineRuns, GenerateGivesTheDefinitionsTokens) {
   }
 }
 
-TEST_F(EngineRuns, ABatchOfSixteenGivesEachWhatItGetsAlone) {
+TEST_P(EngineRuns, ABatchOfSixteenGivesEachWhatItGetsAlone) {
   make();
   std::vector<RequestSpec> specs;
   for (int i = 0; i < 16; ++i) specs.push_back(generate(prompt(3 + 9 * i, i), 20 + i, 100 + i));
@@ -88,7 +88,7 @@ TEST_F(EngineRuns, ABatchOfSixteenGivesEachWhatItGetsAlone) {
   EXPECT_TRUE(shared) << "decode rows of many sequences must share steps";
 }
 
-TEST_F(EngineRuns, StopsAtAStopTokenAtMaxTokensAndAtNCtx) {
+TEST_P(EngineRuns, StopsAtAStopTokenAtMaxTokensAndAtNCtx) {
   FakeOptions fake;
   fake.n_ctx = 100;
   make(fake);
@@ -114,7 +114,7 @@ TEST_F(EngineRuns, StopsAtAStopTokenAtMaxTokensAndAtNCtx) {
   EXPECT_THROW(run_one(generate(prompt(101), 1)), ArgumentError);
 }
 
-TEST_F(EngineRuns, ScoresTargetsAcrossChunks) {
+TEST_P(EngineRuns, ScoresTargetsAcrossChunks) {
   make();
   const Tokens tokens = prompt(130);
   RequestSpec spec = forward(tokens, model::Logits::kNone);
@@ -132,7 +132,7 @@ TEST_F(EngineRuns, ScoresTargetsAcrossChunks) {
   }
 }
 
-TEST_F(EngineRuns, TheCallerChoosesFromTheRow) {
+TEST_P(EngineRuns, TheCallerChoosesFromTheRow) {
   make();
   RequestSpec spec = generate(prompt(30), 10, 3);
   spec.generate->external = true;
@@ -160,7 +160,7 @@ TEST_F(EngineRuns, TheCallerChoosesFromTheRow) {
 
 class EngineReuse : public EngineTest {};
 
-TEST_F(EngineReuse, AnEqualPrefixIsNotRunAgain) {
+TEST_P(EngineReuse, AnEqualPrefixIsNotRunAgain) {
   make();
   const RequestSpec first = generate(prompt(60), 20, 9);
   const Ended once = run_one(first);
@@ -186,7 +186,7 @@ TEST_F(EngineReuse, AnEqualPrefixIsNotRunAgain) {
   EXPECT_EQ(log_->pages_used, 0);
 }
 
-TEST_F(EngineReuse, RequestsOfOneBatchWaitForTheirCommonPrefix) {
+TEST_P(EngineReuse, RequestsOfOneBatchWaitForTheirCommonPrefix) {
   make();
   std::vector<RequestSpec> specs;
   std::vector<Tokens> prompts;
@@ -205,7 +205,7 @@ TEST_F(EngineReuse, RequestsOfOneBatchWaitForTheirCommonPrefix) {
   EXPECT_LT(log_->rows_run, 200 + 8 * (2 + 5));
 }
 
-TEST_F(EngineReuse, AFewCommonTokensAreRunAgain) {
+TEST_P(EngineReuse, AFewCommonTokensAreRunAgain) {
   make();
   Tokens a = prompt(15, 2);
   run_one(generate(a, 1));
@@ -218,7 +218,7 @@ TEST_F(EngineReuse, AFewCommonTokensAreRunAgain) {
   EXPECT_EQ(run_one(generate(b, 1)).outcome.n_reused, 16);
 }
 
-TEST_F(EngineReuse, WhatWantsEveryRowReusesNothing) {
+TEST_P(EngineReuse, WhatWantsEveryRowReusesNothing) {
   make();
   run_one(generate(prompt(60), 5));
   RequestSpec captured = generate(prompt(60), 5);
@@ -228,7 +228,7 @@ TEST_F(EngineReuse, WhatWantsEveryRowReusesNothing) {
   EXPECT_EQ(ended.outcome.captures[0].n_rows, 64);
 }
 
-TEST_F(EngineReuse, TheCacheGivesWayToNewWork) {
+TEST_P(EngineReuse, TheCacheGivesWayToNewWork) {
   FakeOptions fake;
   fake.kv_tokens = 256;
   fake.n_ctx = 256;
@@ -245,7 +245,7 @@ TEST_F(EngineReuse, TheCacheGivesWayToNewWork) {
 
 class EngineLimits : public EngineTest {};
 
-TEST_F(EngineLimits, MoreThanThePoolHoldsRunsInTurns) {
+TEST_P(EngineLimits, MoreThanThePoolHoldsRunsInTurns) {
   FakeOptions fake;
   fake.kv_tokens = 256;
   fake.n_ctx = 128;
@@ -258,7 +258,7 @@ TEST_F(EngineLimits, MoreThanThePoolHoldsRunsInTurns) {
   }
 }
 
-TEST_F(EngineLimits, AnImpossibleRequestIsRefusedAndNamesWhatToDo) {
+TEST_P(EngineLimits, AnImpossibleRequestIsRefusedAndNamesWhatToDo) {
   FakeOptions fake;
   fake.kv_tokens = 128;
   fake.n_ctx = 512;
@@ -274,7 +274,7 @@ TEST_F(EngineLimits, AnImpossibleRequestIsRefusedAndNamesWhatToDo) {
   EXPECT_EQ(run_one(generate(prompt(100), 1000)).tokens.size(), 28U);
 }
 
-TEST_F(EngineLimits, SessionsThatHoldThePoolMakeTheOthersFailInsteadOfWaitingForever) {
+TEST_P(EngineLimits, SessionsThatHoldThePoolMakeTheOthersFailInsteadOfWaitingForever) {
   FakeOptions fake;
   fake.kv_tokens = 256;
   make(fake);
@@ -289,7 +289,7 @@ TEST_F(EngineLimits, SessionsThatHoldThePoolMakeTheOthersFailInsteadOfWaitingFor
   EXPECT_EQ(run_one(generate(prompt(30), 10)).tokens.size(), 10U);
 }
 
-TEST_F(EngineLimits, TheQueueIsBoundedAndRefusesAllOrNone) {
+TEST_P(EngineLimits, TheQueueIsBoundedAndRefusesAllOrNone) {
   FakeOptions fake;
   fake.row_time = 200us;
   EngineOptions options;
@@ -308,7 +308,7 @@ TEST_F(EngineLimits, TheQueueIsBoundedAndRefusesAllOrNone) {
   EXPECT_EQ(run({forward(prompt(5)), forward(prompt(5)), forward(prompt(5))}).size(), 3U);
 }
 
-TEST_F(EngineLimits, RefusesBadArguments) {
+TEST_P(EngineLimits, RefusesBadArguments) {
   make();
   EXPECT_THROW(run_one(forward({})), ArgumentError);
   EXPECT_THROW(run_one(forward({97})), ArgumentError);
@@ -327,7 +327,7 @@ TEST_F(EngineLimits, RefusesBadArguments) {
   EXPECT_EQ(run_one(forward({1})).outcome.finish, Finish::kDone);
 }
 
-TEST_F(EngineLimits, PriorityGoesFirst) {
+TEST_P(EngineLimits, PriorityGoesFirst) {
   FakeOptions fake;
   fake.row_time = 100us;
   EngineOptions options;
@@ -344,7 +344,7 @@ TEST_F(EngineLimits, PriorityGoesFirst) {
   }
 }
 
-TEST_F(EngineLimits, AShortPromptDoesNotWaitForALongOne) {
+TEST_P(EngineLimits, AShortPromptDoesNotWaitForALongOne) {
   FakeOptions fake;
   fake.row_time = 300us;
   fake.n_ctx = 2000;
@@ -363,7 +363,7 @@ TEST_F(EngineLimits, AShortPromptDoesNotWaitForALongOne) {
 
 class EngineFails : public EngineTest {};
 
-TEST_F(EngineFails, OnlyTheGuiltyRequestGetsTheError) {
+TEST_P(EngineFails, OnlyTheGuiltyRequestGetsTheError) {
   FakeOptions fake;
   fake.poison_token = 96;
   make(fake);
@@ -380,7 +380,7 @@ TEST_F(EngineFails, OnlyTheGuiltyRequestGetsTheError) {
   EXPECT_EQ(log_->open_sequences, 0);
 }
 
-TEST_F(EngineFails, NotANumberIsAClearErrorOfThatRequest) {
+TEST_P(EngineFails, NotANumberIsAClearErrorOfThatRequest) {
   FakeOptions fake;
   fake.nan_token = 50;
   make(fake);
@@ -393,7 +393,7 @@ TEST_F(EngineFails, NotANumberIsAClearErrorOfThatRequest) {
   EXPECT_EQ(ended[1].tokens, reference(good, 5, wanted.generate->sampler));
 }
 
-TEST_F(EngineFails, CancelAloneStopsInsideTheStep) {
+TEST_P(EngineFails, CancelAloneStopsInsideTheStep) {
   FakeOptions fake;
   fake.row_time = 2ms;
   fake.max_step_rows = 512;
@@ -411,7 +411,7 @@ TEST_F(EngineFails, CancelAloneStopsInsideTheStep) {
   EXPECT_EQ(run_one(forward(prompt(5))).outcome.finish, Finish::kDone);
 }
 
-TEST_F(EngineFails, CancelInABatchLeavesTheOthersAlone) {
+TEST_P(EngineFails, CancelInABatchLeavesTheOthersAlone) {
   FakeOptions fake;
   fake.row_time = 200us;
   make(fake);
@@ -431,7 +431,7 @@ TEST_F(EngineFails, CancelInABatchLeavesTheOthersAlone) {
             Tokens(whole.begin(), whole.begin() + 5));
 }
 
-TEST_F(EngineFails, CloseEndsEverythingAndFreesTheRunner) {
+TEST_P(EngineFails, CloseEndsEverythingAndFreesTheRunner) {
   FakeOptions fake;
   fake.row_time = 1ms;
   fake.max_step_rows = 512;
@@ -450,7 +450,7 @@ TEST_F(EngineFails, CloseEndsEverythingAndFreesTheRunner) {
   EXPECT_THROW(engine_->open_session(), ClosedError);
 }
 
-TEST_F(EngineFails, AForkedChildGetsAnErrorInsteadOfAHang) {
+TEST_P(EngineFails, AForkedChildGetsAnErrorInsteadOfAHang) {
   make();
   run_one(forward(prompt(5)));
   const pid_t child = fork();
@@ -477,7 +477,7 @@ TEST_F(EngineFails, AForkedChildGetsAnErrorInsteadOfAHang) {
   EXPECT_EQ(run_one(forward(prompt(5))).outcome.finish, Finish::kDone);
 }
 
-TEST_F(EngineFails, ManyThreadsAtOnce) {
+TEST_P(EngineFails, ManyThreadsAtOnce) {
   make();
   std::vector<std::thread> threads;
   for (int t = 0; t < 8; ++t) {
@@ -505,6 +505,64 @@ TEST_F(EngineFails, ManyThreadsAtOnce) {
   EXPECT_EQ(log_->open_sequences, 0);
   EXPECT_EQ(log_->pages_used, 0);
 }
+
+// --- a runner that feeds tokens back by itself
+
+class EngineAhead : public EngineTest {};
+
+TEST_P(EngineAhead, TokensComeInOneCallAndStopWhenAnythingElseIsAsked) {
+  FakeOptions fake;
+  fake.row_time = std::chrono::microseconds(300);
+  make(fake);
+  const auto channel = std::make_shared<Channel>();
+  const RequestSpec spec = generate(prompt(8), 200);
+  const auto request = start(spec, channel);
+  while (log_->rows_run < 40) std::this_thread::sleep_for(1ms);
+  EXPECT_EQ(log_->ahead_rounds > 0, GetParam());
+  // Another request joins long before the first has ended, and both get what is theirs.
+  const Ended other = run_one(generate(prompt(9, 5), 3));
+  EXPECT_LT(log_->rows_run, 200);
+  EXPECT_EQ(other.tokens, reference(prompt(9, 5), 3, spec.generate->sampler));
+  const auto ended = wait_all({request}, *channel);
+  EXPECT_EQ(ended[0].tokens, reference(prompt(8), 200, spec.generate->sampler));
+}
+
+TEST_P(EngineAhead, PenaltiesSeeWhatWasJustGenerated) {
+  make();
+  RequestSpec spec = generate(prompt(8), 60);
+  spec.generate->sampler.repeat_penalty = 1.3F;
+  spec.generate->sampler.frequency_penalty = 0.4F;
+  spec.generate->sampler.penalty_last_n = 12;
+  EXPECT_EQ(run_one(spec).tokens, reference(prompt(8), 60, spec.generate->sampler));
+}
+
+TEST_P(EngineAhead, ALostWorkerFailsEveryRequestWithItsTokens) {
+  FakeOptions fake;
+  fake.lost_after_rows = 60;
+  make(fake);
+  std::vector<RequestSpec> specs;
+  specs.push_back(generate(prompt(8), 200, 1));
+  specs.push_back(generate(prompt(9, 3), 200, 2));
+  const std::vector<Ended> ended = run(std::move(specs));
+  for (const Ended& each : ended) {
+    EXPECT_EQ(each.outcome.finish, Finish::kFailed);
+    ASSERT_TRUE(each.outcome.error);
+    try {
+      std::rethrow_exception(each.outcome.error);
+    } catch (const WorkerLost& lost) {
+      EXPECT_EQ(lost.node, "10.0.0.7:9777");
+      EXPECT_EQ(lost.layers, (std::vector<int>{2, 3}));
+      EXPECT_EQ(lost.tokens, each.tokens);
+      EXPECT_GT(lost.tokens.size(), 5U);
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Runner, EngineRuns, ::testing::Bool(), ahead_name);
+INSTANTIATE_TEST_SUITE_P(Runner, EngineReuse, ::testing::Bool(), ahead_name);
+INSTANTIATE_TEST_SUITE_P(Runner, EngineLimits, ::testing::Bool(), ahead_name);
+INSTANTIATE_TEST_SUITE_P(Runner, EngineFails, ::testing::Bool(), ahead_name);
+INSTANTIATE_TEST_SUITE_P(Runner, EngineAhead, ::testing::Bool(), ahead_name);
 
 }  // namespace
 }  // namespace moesaic::engine

@@ -51,6 +51,8 @@ struct FakeOptions {
   std::chrono::microseconds row_time{0};
   std::int32_t poison_token = -1;  // a step with it throws BackendError
   std::int32_t nan_token = -1;     // a row with it has a NaN logit
+  bool runs_ahead = false;
+  std::int64_t lost_after_rows = -1;  // then every step throws WorkerLost
 };
 
 struct StepRecord {
@@ -72,6 +74,7 @@ struct FakeLog {
   std::atomic<std::int64_t> pages_used{0};
   std::atomic<int> cancelled_steps{0};
   std::atomic<std::int64_t> rows_run{0};
+  std::atomic<std::int64_t> ahead_rounds{0};
   std::atomic<bool> destroyed{false};
   std::vector<StepRecord> copy() {
     const std::scoped_lock lock(mutex);
@@ -205,6 +208,9 @@ class FakeRunner : public model::Runner {
       const std::scoped_lock lock(log_->mutex);
       log_->steps.push_back(record);
     }
+    if (options_.lost_after_rows >= 0 && log_->rows_run >= options_.lost_after_rows) {
+      throw WorkerLost("a fake worker is lost", "10.0.0.7:9777", {2, 3}, {});
+    }
     for (const model::SequenceStep& part : step.sequences) {
       for (const std::int32_t token : part.tokens) {
         if (token == options_.poison_token) fail<BackendError>("poison");
@@ -214,6 +220,40 @@ class FakeRunner : public model::Runner {
       result.sequences.push_back(run_part(part, step));
     }
     return result;
+  }
+
+  bool runs_ahead() const override { return options_.runs_ahead; }
+  void run_ahead(const model::Step& step, std::span<const model::Ahead> ahead,
+                 model::AheadSink& sink) override {
+    ASSERT_EQ(step.sequences.size(), ahead.size());
+    model::Step next = step;
+    std::vector<std::size_t> alive;
+    for (std::size_t i = 0; i < ahead.size(); ++i) alive.push_back(i);
+    for (std::int64_t round = 1; !alive.empty(); ++round) {
+      model::StepResult result = run(next);
+      ++log_->ahead_rounds;
+      model::Step after;
+      after.cancel = step.cancel;
+      std::vector<std::size_t> still;
+      for (std::size_t k = 0; k < alive.size(); ++k) {
+        const std::size_t i = alive[k];
+        const std::int32_t token = result.sequences[k].sampled->token;
+        const auto& stops = ahead[i].stop_tokens;
+        const bool ends = round >= ahead[i].max_tokens ||
+                          std::find(stops.begin(), stops.end(), token) != stops.end();
+        if (!ends) {
+          model::SequenceStep part = next.sequences[k];
+          part.start += 1;
+          part.tokens = {token};
+          part.history.push_back(token);
+          after.sequences.push_back(part);
+          still.push_back(i);
+        }
+        if (!sink.take(i, std::move(result.sequences[k]))) return;
+      }
+      next = std::move(after);
+      alive = std::move(still);
+    }
   }
 
  private:
@@ -267,9 +307,7 @@ class FakeRunner : public model::Runner {
       ids.ids.push_back(token);
     }
     if (part.sampler != nullptr) {
-      std::vector<std::int32_t> history = part.history;
-      history.insert(history.end(), part.tokens.begin(), part.tokens.end());
-      result.sampled = model::sample(row, *part.sampler, part.start + n, history);
+      result.sampled = model::sample(row, *part.sampler, part.start + n, part.history);
     }
     if (part.capture) {
       for (const std::string& name : step.capture) {

@@ -43,9 +43,11 @@ inline std::vector<Ended> wait_all(const std::vector<std::shared_ptr<Request>>& 
   return ended;
 }
 
-class EngineTest : public ::testing::Test {
+// With and without a runner that feeds tokens back by itself.
+class EngineTest : public ::testing::TestWithParam<bool> {
  protected:
   void make(FakeOptions fake = {}, EngineOptions options = {}) {
+    fake.runs_ahead = GetParam();
     fake_ = fake;
     log_ = std::make_shared<FakeLog>();
     engine_ = std::make_unique<Engine>(std::make_unique<FakeRunner>(fake, log_), options);
@@ -117,5 +119,9 @@ class EngineTest : public ::testing::Test {
   std::shared_ptr<FakeLog> log_;
   std::unique_ptr<Engine> engine_;
 };
+
+inline std::string ahead_name(const ::testing::TestParamInfo<bool>& info) {
+  return info.param ? "Ahead" : "StepByStep";
+}
 
 }  // namespace moesaic::engine

@@ -24,7 +24,7 @@ class Sessions : public EngineTest {
   }
 };
 
-TEST_F(Sessions, GrowForkTruncate) {
+TEST_P(Sessions, GrowForkTruncate) {
   make();
   auto session = engine_->open_session().get();
   run_one(step(session, prompt(30)));
@@ -71,7 +71,7 @@ TEST_F(Sessions, GrowForkTruncate) {
   EXPECT_EQ(log_->pages_used, 0);
 }
 
-TEST_F(Sessions, AFailedOrCancelledCallLeavesTheSessionAsItWas) {
+TEST_P(Sessions, AFailedOrCancelledCallLeavesTheSessionAsItWas) {
   FakeOptions fake;
   fake.row_time = 1ms;
   fake.poison_token = 96;
@@ -90,7 +90,7 @@ TEST_F(Sessions, AFailedOrCancelledCallLeavesTheSessionAsItWas) {
   EXPECT_EQ(run_one(step(session, {4})).outcome.logits, fake_logits({1, 2, 3, 4}, 97));
 }
 
-TEST_F(Sessions, OneWriterAtATime) {
+TEST_P(Sessions, OneWriterAtATime) {
   FakeOptions fake;
   fake.row_time = 1ms;
   make(fake);
@@ -108,7 +108,7 @@ TEST_F(Sessions, OneWriterAtATime) {
   EXPECT_EQ(log_->open_sequences, 0);
 }
 
-TEST_F(Sessions, AnAbandonedOneIsClosed) {
+TEST_P(Sessions, AnAbandonedOneIsClosed) {
   make();
   auto session = engine_->open_session().get();
   run_one(step(session, prompt(30)));
@@ -121,7 +121,7 @@ TEST_F(Sessions, AnAbandonedOneIsClosed) {
   EXPECT_EQ(log_->open_sequences, 1);
 }
 
-TEST_F(Sessions, ManyForwardTogether) {
+TEST_P(Sessions, ManyForwardTogether) {
   make();
   std::vector<std::shared_ptr<SessionState>> sessions;
   std::vector<RequestSpec> specs;
@@ -249,6 +249,8 @@ TEST_F(SessionFiles, TheSystemsRefusalsAreIoErrors) {
     EXPECT_EQ(files, 0);
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(Runner, Sessions, ::testing::Bool(), ahead_name);
 
 }  // namespace
 }  // namespace moesaic::engine

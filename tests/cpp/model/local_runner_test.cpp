@@ -221,7 +221,7 @@ TEST(LocalRunner, SamplingSeesTheHistoryAndLeavesTheLogitsAlone) {
   EXPECT_EQ(second.logits, first.logits);
 }
 
-TEST(LocalRunner, TheRowsOfAStepAreHistoryToo) {
+TEST(LocalRunner, APenaltyKeepsTokensOfThePromptAway) {
   const auto runner = small();
   SamplerSpec greedy;
   greedy.temperature = 0.0F;
@@ -234,6 +234,7 @@ TEST(LocalRunner, TheRowsOfAStepAreHistoryToo) {
     step.sampler = &greedy;
     const std::int32_t best = run_one(*runner, step).sampled->token;
     step.sampler = &penal;
+    step.history = tokens;
     const std::int32_t other = run_one(*runner, step).sampled->token;
     runner->close(step.sequence);
     if (std::find(tokens.begin(), tokens.end(), best) == tokens.end()) continue;
