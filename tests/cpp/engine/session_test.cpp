@@ -167,7 +167,7 @@ class SessionFiles : public Sessions {
   std::string path_;
 };
 
-TEST_F(SessionFiles, ComeBackAsTheyWere) {
+TEST_P(SessionFiles, ComeBackAsTheyWere) {
   auto session = engine_->open_session().get();
   run_one(step(session, prompt(37)));
   write_session(path_, engine_->facts().identity, engine_->save_session(session).get());
@@ -183,7 +183,7 @@ TEST_F(SessionFiles, ComeBackAsTheyWere) {
   EXPECT_EQ(files, 1);
 }
 
-TEST_F(SessionFiles, EveryTruncationAndEveryFlippedByteIsRefused) {
+TEST_P(SessionFiles, EveryTruncationAndEveryFlippedByteIsRefused) {
   auto session = engine_->open_session().get();
   run_one(step(session, prompt(5)));
   write_session(path_, engine_->facts().identity, engine_->save_session(session).get());
@@ -209,7 +209,7 @@ TEST_F(SessionFiles, EveryTruncationAndEveryFlippedByteIsRefused) {
   EXPECT_NO_THROW(read_session(path_, engine_->facts()));
 }
 
-TEST_F(SessionFiles, ASignedLieIsRefusedToo) {
+TEST_P(SessionFiles, ASignedLieIsRefusedToo) {
   auto session = engine_->open_session().get();
   run_one(step(session, prompt(5)));
   write_session(path_, engine_->facts().identity, engine_->save_session(session).get());
@@ -231,7 +231,7 @@ TEST_F(SessionFiles, ASignedLieIsRefusedToo) {
   EXPECT_NO_THROW(read_session(path_, engine_->facts()));
 }
 
-TEST_F(SessionFiles, TheSystemsRefusalsAreIoErrors) {
+TEST_P(SessionFiles, TheSystemsRefusalsAreIoErrors) {
   EXPECT_THROW(read_session((folder_ / "none").string(), engine_->facts()), IoError);
   EXPECT_THROW(read_session(folder_.string(), engine_->facts()), IoError);
   EXPECT_THROW(read_session("/dev/zero", engine_->facts()), IoError);
@@ -251,6 +251,7 @@ TEST_F(SessionFiles, TheSystemsRefusalsAreIoErrors) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Runner, Sessions, ::testing::Bool(), ahead_name);
+INSTANTIATE_TEST_SUITE_P(Runner, SessionFiles, ::testing::Bool(), ahead_name);
 
 }  // namespace
 }  // namespace moesaic::engine
