@@ -16,14 +16,16 @@ namespace {
 
 class FileSet final : public File {
  public:
-  // A part's bytes; the mapping is empty when the caller keeps them alive.
+  // A part's bytes: mapped, owned (its header alone), or kept alive by the caller.
   struct Part {
     Mapping mapping;
+    std::vector<std::uint8_t> header;
     std::span<const std::uint8_t> bytes;
   };
 
   void add_part(Part part, ParsedPart parsed, const std::string& path) {
     const int file = static_cast<int>(parts_.size());
+    headers_.push_back(part.bytes.first(parsed.header_bytes));
     if (file == 0) {
       first_ = std::move(parsed);
       tensors_ = std::move(first_.tensors);
@@ -76,12 +78,21 @@ class FileSet final : public File {
 
   std::span<const std::uint8_t> bytes(const TensorInfo& tensor) const override {
     const Part& part = parts_[static_cast<std::size_t>(tensor.file)];
+    if (!part.header.empty()) {
+      fail<ArgumentError>("[gguf] ", paths_[static_cast<std::size_t>(tensor.file)], ": tensor ",
+                          quoted(tensor.name),
+                          ": weights are not here, only the file's header is; load the model on "
+                          "the machines that have it");
+    }
     return part.bytes.subspan(tensor.offset, tensor.n_bytes);
   }
+
+  std::span<const std::span<const std::uint8_t>> headers() const override { return headers_; }
 
  private:
   std::vector<Part> parts_;
   std::vector<std::string> paths_;
+  std::vector<std::span<const std::uint8_t>> headers_;
   ParsedPart first_;  // its tensors have moved to tensors_
   std::vector<TensorInfo> tensors_;
   std::vector<std::uint32_t> by_name_;  // indices into tensors_, sorted by name
@@ -108,6 +119,14 @@ void check_same_set(const SplitKeys& keys, const SplitKeys& first, std::uint64_t
   }
 }
 
+void check_tensor_count(const SplitKeys& first, const FileSet& set) {
+  if (first.n_tensors && *first.n_tensors != set.tensors().size()) {
+    fail<FormatError>("[gguf] ", set.paths()[0], ": split.tensors.count is ", *first.n_tensors,
+                      ", but the ", set.paths().size(), " parts hold ", set.tensors().size(),
+                      " tensors");
+  }
+}
+
 void add_split_set(FileSet& set, const std::vector<std::string>& paths) {
   SplitKeys first;
   for (std::size_t i = 0; i < paths.size(); ++i) {
@@ -121,10 +140,24 @@ void add_split_set(FileSet& set, const std::vector<std::string>& paths) {
     check_same_set(keys, first, i, paths[i]);
     set.add_part(std::move(part), std::move(parsed), paths[i]);
   }
-  if (first.n_tensors && *first.n_tensors != set.tensors().size()) {
-    fail<FormatError>("[gguf] ", paths[0], ": split.tensors.count is ", *first.n_tensors,
-                      ", but the ", paths.size(), " parts hold ", set.tensors().size(), " tensors");
+  check_tensor_count(first, set);
+}
+
+void add_header(FileSet& set, std::vector<std::uint8_t> header, const SplitKeys& first,
+                const std::string& name) {
+  const std::uint64_t number = set.paths().size();
+  const std::string part_is = part_name(name, number, first.count);
+  FileSet::Part part;
+  part.header = std::move(header);
+  part.bytes = part.header;
+  ParsedPart parsed = parse_part(part.bytes, part_is, TensorData::kElsewhere);
+  if (parsed.header_bytes != part.bytes.size()) {
+    fail<FormatError>("[gguf] ", part_is, ": a header of ", part.bytes.size(),
+                      " bytes, but its tensor directory ends at byte ", parsed.header_bytes);
   }
+  const SplitKeys keys = split_keys(parsed, part_is);
+  if (first.count > 1) check_same_set(keys, first, number, part_is);
+  set.add_part(std::move(part), std::move(parsed), part_is);
 }
 
 }  // namespace
@@ -156,6 +189,37 @@ std::shared_ptr<const File> File::from_memory(std::span<const std::uint8_t> byte
   set->add_part(std::move(part), std::move(parsed), name);
   set->index_tensors();
   return set;
+}
+
+std::shared_ptr<const File> File::from_headers(std::vector<std::vector<std::uint8_t>> parts,
+                                               const std::string& name) {
+  if (parts.empty()) fail<FormatError>("[gguf] ", name, ": the headers of no part, need 1 or more");
+  // Who the first part says it is counts for all.
+  SplitKeys first = split_keys(parse_part(parts[0], name, TensorData::kElsewhere), name);
+  first.count = std::max<std::uint64_t>(first.count, 1);
+  if (first.count != parts.size()) {
+    fail<FormatError>("[gguf] ", name, ": the headers of ", parts.size(), " parts, need ",
+                      first.count, " by its key split.count");
+  }
+  auto set = std::make_shared<FileSet>();
+  for (std::vector<std::uint8_t>& header : parts) {
+    add_header(*set, std::move(header), first, name);
+  }
+  if (parts.size() > 1) check_tensor_count(first, *set);
+  set->index_tensors();
+  return set;
+}
+
+std::shared_ptr<const File> File::from_headers(std::span<const std::uint8_t> joined,
+                                               const std::string& name) {
+  std::vector<std::vector<std::uint8_t>> parts;
+  while (!joined.empty()) {
+    const ParsedPart part = parse_part(joined, name, TensorData::kElsewhere);
+    const auto header = joined.first(part.header_bytes);
+    parts.emplace_back(header.begin(), header.end());
+    joined = joined.subspan(part.header_bytes);
+  }
+  return from_headers(std::move(parts), name);
 }
 
 }  // namespace moesaic::gguf

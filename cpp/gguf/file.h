@@ -93,6 +93,14 @@ class File {
   // stands in messages.
   static std::shared_ptr<const File> from_memory(std::span<const std::uint8_t> bytes,
                                                  const std::string& name);
+  // A file set of which only the headers are here, each part's up to the end of its tensor
+  // directory: everything but bytes() works. `name` is the first part's file name; paths() are the
+  // names of all. Throws FormatError, also for bytes past a directory or a part too few.
+  static std::shared_ptr<const File> from_headers(std::vector<std::vector<std::uint8_t>> parts,
+                                                  const std::string& name);
+  // The same from the headers of all parts one after the other.
+  static std::shared_ptr<const File> from_headers(std::span<const std::uint8_t> joined,
+                                                  const std::string& name);
   virtual ~File() = default;
 
   virtual std::uint32_t version() const = 0;
@@ -105,7 +113,11 @@ class File {
   virtual const Value* find(std::string_view key) const = 0;               // null when absent
   virtual const TensorInfo* find_tensor(std::string_view name) const = 0;  // null when absent
   // The tensor's bytes in the mapping, valid as long as the File lives.
+  // ArgumentError when the weights are not here (from_headers).
   virtual std::span<const std::uint8_t> bytes(const TensorInfo& tensor) const = 0;
+  // Of each part the bytes up to the end of its tensor directory, as from_headers takes them; views
+  // that live as long as the File.
+  virtual std::span<const std::span<const std::uint8_t>> headers() const = 0;
 };
 
 }  // namespace moesaic::gguf

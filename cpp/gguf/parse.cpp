@@ -254,7 +254,8 @@ void place_tensors(Cursor& cursor, std::uint64_t alignment, std::uint64_t file_b
 
 }  // namespace
 
-ParsedPart parse_part(std::span<const std::uint8_t> bytes, const std::string& file) {
+ParsedPart parse_part(std::span<const std::uint8_t> bytes, const std::string& file,
+                      TensorData data) {
   Cursor cursor(bytes, file);
   const Header header = read_header(cursor, bytes);
   ParsedPart part;
@@ -284,7 +285,9 @@ ParsedPart parse_part(std::span<const std::uint8_t> bytes, const std::string& fi
     part.tensors.push_back(read_tensor(cursor, part.alignment));
     cursor.set_subject("", "");
   }
-  place_tensors(cursor, part.alignment, bytes.size(), part.tensors);
+  part.header_bytes = cursor.position();
+  const std::uint64_t file_bytes = data == TensorData::kHere ? bytes.size() : UINT64_MAX;
+  place_tensors(cursor, part.alignment, file_bytes, part.tensors);
   return part;
 }
 

@@ -1,5 +1,5 @@
 // One part of a file set: its header, metadata and tensor directory, all checked against the bytes
-// that are there. Internal to gguf/.
+// that are there (or, for a header alone, by arithmetic). Internal to gguf/.
 #pragma once
 
 #include <cstdint>
@@ -17,11 +17,18 @@ struct ParsedPart {
   std::vector<Value> metadata;        // file order
   std::vector<std::uint32_t> by_key;  // indices into metadata, sorted by key
   std::vector<TensorInfo> tensors;    // file order; .file is 0
+  std::uint64_t header_bytes = 0;     // up to the end of the tensor directory, without padding
+};
+
+enum class TensorData {
+  kHere,       // `bytes` is the whole file: tensors must lie in it
+  kElsewhere,  // `bytes` begins with the header: where tensors end is unknown
 };
 
 // Throws FormatError naming `file`, the byte and the key or tensor. The views in the result point
 // into `bytes`.
-ParsedPart parse_part(std::span<const std::uint8_t> bytes, const std::string& file);
+ParsedPart parse_part(std::span<const std::uint8_t> bytes, const std::string& file,
+                      TensorData data = TensorData::kHere);
 
 // The value of `key`, or null.
 const Value* find_value(const ParsedPart& part, std::string_view key);

@@ -75,4 +75,11 @@ std::vector<std::string> split_paths(const std::string& path, const SplitKeys& k
   return paths;
 }
 
+std::string part_name(const std::string& first, std::uint64_t number, std::uint64_t count) {
+  if (number == 0) return first;
+  const std::string suffix = part_suffix(0, count);
+  if (!first.ends_with(suffix)) return strcat(first, " (part ", number + 1, ")");
+  return first.substr(0, first.size() - suffix.size()) + part_suffix(number, count);
+}
+
 }  // namespace moesaic::gguf

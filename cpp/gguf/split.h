@@ -24,4 +24,7 @@ SplitKeys split_keys(const ParsedPart& part, const std::string& file);
 // the name does not fit the keys, or (naming them) when parts are missing.
 std::vector<std::string> split_paths(const std::string& path, const SplitKeys& keys);
 
+// What a part of a set is called whose first one is `first`, where no file needs to be there.
+std::string part_name(const std::string& first, std::uint64_t number, std::uint64_t count);
+
 }  // namespace moesaic::gguf
