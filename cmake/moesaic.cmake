@@ -80,17 +80,22 @@ function(moesaic_bench module)
   moesaic_flags(bench_${module})
 endfunction()
 
-# moesaic_fuzz(module): every tests/fuzz/<module>_*.cpp is a libFuzzer target; the libraries must be built with
-# MOESAIC_SANITIZE=address,undefined,fuzzer-no-link.
+# moesaic_fuzz(module [SOURCES files...] [DEPENDS targets...]): every tests/fuzz/<module>_*.cpp is a libFuzzer target; the
+# libraries must be built with MOESAIC_SANITIZE=address,undefined,fuzzer-no-link. It links the module; or, where that stands
+# on half the house, only the files of it that are named, with what those need.
 function(moesaic_fuzz module)
+  cmake_parse_arguments(arg "" "" "SOURCES;DEPENDS" ${ARGN})
+  if(NOT arg_DEPENDS)
+    set(arg_DEPENDS moesaic_${module})
+  endif()
   file(GLOB sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/fuzz/${module}_*.cpp)
   if(NOT TARGET fuzz_targets)
     add_custom_target(fuzz_targets)
   endif()
   foreach(source ${sources})
     get_filename_component(stem ${source} NAME_WE)
-    add_executable(fuzz_${stem} ${source})
-    target_link_libraries(fuzz_${stem} PRIVATE moesaic_${module})
+    add_executable(fuzz_${stem} ${source} ${arg_SOURCES})
+    target_link_libraries(fuzz_${stem} PRIVATE ${arg_DEPENDS})
     moesaic_flags(fuzz_${stem})
     target_compile_options(fuzz_${stem} PRIVATE -fsanitize=fuzzer)
     target_link_options(fuzz_${stem} PRIVATE -fsanitize=fuzzer)
