@@ -29,7 +29,7 @@ void Core::reject(Request& request, Finish finish, std::exception_ptr error) {
     SessionState& session = *request.spec().session;
     const std::scoped_lock lock(session.mutex);
     session.busy = false;
-    if (session.closed) runner_->close(session.sequence);
+    if (session.closed) give_back(session);
   }
   {
     const std::scoped_lock lock(mutex_);

@@ -163,10 +163,16 @@ void Core::truncate_session(SessionState& session, std::int64_t n_tokens) {
   session.tokens.resize(static_cast<std::size_t>(n_tokens));
 }
 
+// At most once: a caller's close() marks the session at once and is heard here later, so that the
+// end of its request may come first.
+void Core::give_back(SessionState& session) {
+  if (session.sequence != 0) runner_->close(std::exchange(session.sequence, 0));
+}
+
 void Core::close_session(SessionState& session) {
   const std::scoped_lock lock(session.mutex);
   session.closed = true;
-  if (!session.busy) runner_->close(session.sequence);  // else when its request ends
+  if (!session.busy) give_back(session);  // else when its request ends
 }
 
 Engine::SavedSession Core::save_session(SessionState& session) {

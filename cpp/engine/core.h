@@ -69,6 +69,7 @@ class Core {
   std::shared_ptr<SessionState> fork_session(SessionState& parent, std::int64_t n_tokens);
   void truncate_session(SessionState& session, std::int64_t n_tokens);
   void close_session(SessionState& session);
+  void give_back(SessionState& session);  // its sequence
   Engine::SavedSession save_session(SessionState& session);
   std::shared_ptr<SessionState> load_session(const Engine::SavedSession& saved);
   void clear_cache();

@@ -27,7 +27,7 @@ struct SessionState {
   std::vector<std::int32_t> tokens;  // cached rows' tokens
   bool closed = false;
   bool busy = false;               // a request runs on it
-  model::SequenceId sequence = 0;  // engine's thread only
+  model::SequenceId sequence = 0;  // engine's thread only; 0: given back
 };
 
 struct GenerateSpec {

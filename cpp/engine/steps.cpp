@@ -330,7 +330,7 @@ void Core::release_sequence(Active& active, Finish how) {
     const std::scoped_lock lock(session->mutex);
     session->busy = false;
     if (session->closed) {
-      runner_->close(active.sequence);
+      give_back(*session);
     } else if (failed) {
       runner_->truncate(active.sequence, active.start);  // all or nothing
     } else {
