@@ -7,6 +7,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "base/errors.h"
 #include "gguf/file.h"
@@ -29,9 +30,16 @@ class Keys {
   bool has(std::string_view name) const { return find(name) != nullptr; }
   std::int64_t count(std::string_view name) const;                            // in [1, kMaxCount]
   std::int64_t count_or(std::string_view name, std::int64_t fallback) const;  // in [0, kMaxCount]
-  double positive(std::string_view name) const;                               // finite, > 0
-  double positive_or(std::string_view name, double fallback) const;           // finite, > 0
-  double number_or(std::string_view name, double fallback) const;             // finite
+  // What may differ from layer to layer: a number for all, or an array with one (or a bool) for
+  // each of block_count blocks. (n_layers) values in [0, kMaxCount]; empty when the key is absent.
+  std::vector<std::int64_t> per_layer(std::string_view name, std::int64_t n_layers) const;
+  // The same of a key that Moesaic holds one value of, so that all layers must agree.
+  std::int64_t same_count(std::string_view name, std::int64_t n_layers) const;  // in [1, kMaxCount]
+  std::int64_t same_count_or(std::string_view name, std::int64_t n_layers,
+                             std::int64_t fallback) const;           // in [0, kMaxCount]
+  double positive(std::string_view name) const;                      // finite, > 0
+  double positive_or(std::string_view name, double fallback) const;  // finite, > 0
+  double number_or(std::string_view name, double fallback) const;    // finite
   bool flag_or(std::string_view name, bool fallback) const;
   std::string text_or(std::string_view name, std::string_view fallback) const;
   const gguf::Value* find(std::string_view name) const;  // null when absent

@@ -59,14 +59,15 @@ Config read_base(const Keys& keys) {
   config.layers.resize(static_cast<std::size_t>(config.n_layers));
   config.d_model = keys.count("embedding_length");
   config.n_ctx_train = keys.count("context_length");
-  config.n_heads = keys.count("attention.head_count");
-  config.n_kv_heads =
-      keys.has("attention.head_count_kv") ? keys.count("attention.head_count_kv") : config.n_heads;
+  config.n_heads = keys.same_count("attention.head_count", config.n_layers);
+  config.n_kv_heads = keys.has("attention.head_count_kv")
+                          ? keys.same_count("attention.head_count_kv", config.n_layers)
+                          : config.n_heads;
   config.norm_eps = static_cast<float>(keys.positive("attention.layer_norm_rms_epsilon"));
   if (!(config.norm_eps > 0.0F && config.norm_eps < 1.0F)) {
     keys.bad("attention.layer_norm_rms_epsilon", config.norm_eps, "a number between 0 and 1");
   }
-  config.d_ff = keys.count_or("feed_forward_length", 0);
+  config.d_ff = keys.same_count_or("feed_forward_length", config.n_layers, 0);
   config.vocab = read_vocab(keys);
   return config;
 }
@@ -107,7 +108,7 @@ void read_moe(const Keys& keys, Config& config, const MoeDefaults& defaults) {
   }
   moe.d_ff_expert = keys.has("expert_feed_forward_length")
                         ? keys.count("expert_feed_forward_length")
-                        : keys.count("feed_forward_length");
+                        : keys.same_count("feed_forward_length", config.n_layers);
   moe.n_shared = keys.count_or("expert_shared_count", 0);
 
   const std::int64_t function = keys.count_or("expert_gating_func", 0);

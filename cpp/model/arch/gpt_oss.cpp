@@ -6,10 +6,21 @@
 namespace moesaic::model::arch {
 namespace {
 
-// Layers slide by period 2, the first one sliding, unless the file says otherwise.
+// Layers slide by period 2, the first one sliding, unless the file says otherwise: by another
+// period, or layer by layer whether it slides.
 void read_windows(const Keys& keys, Config& config) {
   const std::int64_t window = keys.count("attention.sliding_window");
-  const std::int64_t period = keys.count_or("attention.sliding_window_pattern", 2);
+  constexpr const char* kPattern = "attention.sliding_window_pattern";
+  const gguf::Value* pattern = keys.find(kPattern);
+  if (pattern != nullptr && pattern->type() == gguf::ValueType::kArray) {
+    const std::vector<std::int64_t> slides = keys.per_layer(kPattern, config.n_layers);
+    for (std::size_t i = 0; i < slides.size(); ++i) {
+      if (slides[i] > 1) keys.bad(kPattern, slides[i], "true or false for each layer");
+      config.layers[i].window = slides[i] == 1 ? window : 0;
+    }
+    return;
+  }
+  const std::int64_t period = keys.count_or(kPattern, 2);
   for (std::int64_t i = 0; i < config.n_layers; ++i) {
     const bool slides = period > 0 && i % period < period - 1;
     config.layers[static_cast<std::size_t>(i)].window = slides ? window : 0;

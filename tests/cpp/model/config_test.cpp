@@ -250,6 +250,44 @@ const Broken kBroken[] = {
      testing::tiny_gpt_oss,
      [](Recipe& r) { r.drop_key("attention.sliding_window"); },
      {"gpt-oss.attention.sliding_window"}},
+    {"layers with different KV heads",
+     testing::tiny_llama,
+     [](Recipe& r) {
+       r.key("attention.head_count_kv") = std::vector<std::int32_t>{1, 3};
+     },
+     {"llama.attention.head_count_kv", "1 for layer 0 and 3 for layer 1", "same for all layers"}},
+    {"layers with different widths",
+     testing::tiny_llama,
+     [](Recipe& r) {
+       r.key("feed_forward_length") = std::vector<std::int32_t>{37, 0};
+     },
+     {"llama.feed_forward_length", "37 for layer 0 and 0 for layer 1"}},
+    {"heads for fewer layers than there are",
+     testing::tiny_llama,
+     [](Recipe& r) { r.key("attention.head_count") = std::vector<std::int32_t>{3}; },
+     {"llama.attention.head_count", "an array of 1", "block_count = 2"}},
+    {"heads for no layer",
+     testing::tiny_llama,
+     [](Recipe& r) { r.key("attention.head_count") = std::vector<std::int32_t>{}; },
+     {"llama.attention.head_count", "an array of 0", "block_count = 2"}},
+    {"no heads in any layer",
+     testing::tiny_llama,
+     [](Recipe& r) {
+       r.key("attention.head_count") = std::vector<std::int32_t>{0, 0};
+     },
+     {"llama.attention.head_count", "got 0"}},
+    {"negative heads in a layer",
+     testing::tiny_llama,
+     [](Recipe& r) {
+       r.key("attention.head_count") = std::vector<std::int32_t>{3, -3};
+     },
+     {"llama.attention.head_count", "-3"}},
+    {"a pattern that is neither yes nor no",
+     testing::tiny_gpt_oss,
+     [](Recipe& r) {
+       r.key("attention.sliding_window_pattern") = std::vector<std::int32_t>{1, 2};
+     },
+     {"gpt-oss.attention.sliding_window_pattern", "got 2", "true or false"}},
     {"no sinks",
      testing::tiny_gpt_oss,
      [](Recipe& r) { r.tensors.erase("blk.0.attn_sinks.weight"); },
@@ -322,6 +360,28 @@ TEST(Config, FeaturesComeFromKeysAndTensors) {
   EXPECT_EQ(oss.layers[0].window, 7);
   EXPECT_EQ(oss.layers[1].window, 0);
   EXPECT_EQ(oss.layers[2].window, 7);
+
+  Recipe pattern = testing::tiny_gpt_oss({.n_layers = 3});
+  pattern.key("attention.sliding_window_pattern") = std::vector<bool>{false, true, true};
+  const Config by_layer = understood(pattern).config;
+  EXPECT_EQ(by_layer.layers[0].window, 0);
+  EXPECT_EQ(by_layer.layers[1].window, 7);
+  EXPECT_EQ(by_layer.layers[2].window, 7);
+
+  // One value for each layer is the same as one for all.
+  Recipe arrays = testing::tiny_llama();
+  const Config plain = understood(arrays).config;
+  arrays.key("attention.head_count") = std::vector<std::int32_t>(2, 3);
+  arrays.key("attention.head_count_kv") = std::vector<std::int32_t>(2, 1);
+  arrays.key("feed_forward_length") = std::vector<std::int32_t>(2, 37);
+  const Config same = understood(arrays).config;
+  EXPECT_EQ(same.n_heads, plain.n_heads);
+  EXPECT_EQ(same.n_kv_heads, plain.n_kv_heads);
+  EXPECT_EQ(same.d_ff, plain.d_ff);
+
+  // Arrays count nextn blocks too.
+  nextn.key("attention.head_count_kv") = std::vector<std::int32_t>(3, 1);
+  EXPECT_EQ(understood(nextn).config.n_kv_heads, 1);
 
   const Config mla = understood(testing::tiny_deepseek2()).config;
   EXPECT_EQ(mla.layers[0].ffn, FfnKind::kDense);

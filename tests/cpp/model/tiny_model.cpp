@@ -301,6 +301,13 @@ std::vector<std::uint8_t> bytes_of(const Recipe& recipe) {
       writer.add_float(key, ValueType::kF32, *real);
     } else if (const auto* flag = std::get_if<bool>(&value)) {
       writer.add_bool(key, *flag);
+    } else if (const auto* numbers = std::get_if<std::vector<std::int32_t>>(&value)) {
+      writer.add_array(key, ValueType::kI32, numbers->size(),
+                       {reinterpret_cast<const std::uint8_t*>(numbers->data()),
+                        numbers->size() * sizeof(std::int32_t)});
+    } else if (const auto* flags = std::get_if<std::vector<bool>>(&value)) {
+      const std::vector<std::uint8_t> bytes(flags->begin(), flags->end());
+      writer.add_array(key, ValueType::kBool, bytes.size(), bytes);
     } else {
       writer.add_string(key, std::get<std::string>(value));
     }
