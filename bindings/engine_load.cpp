@@ -17,12 +17,6 @@ namespace {
 
 using Progress = py::typing::Callable<py::object(std::uint64_t, std::uint64_t)>;
 
-backend::KvType kv_type_from(const std::string& name) {
-  if (name == "f16") return backend::KvType::kF16;
-  if (name == "f32") return backend::KvType::kF32;
-  fail<ArgumentError>("[Model] kv_type: got \"", name, "\", need \"f16\" or \"f32\"");
-}
-
 // progress(done, total) in bytes is called from this thread, at most every 25 ms and at the end.
 std::shared_ptr<EngineHandle> load(const py::bytes& path, std::int64_t n_ctx,
                                    std::int64_t kv_tokens, int threads, const std::string& backend,
@@ -36,7 +30,7 @@ std::shared_ptr<EngineHandle> load(const py::bytes& path, std::int64_t n_ctx,
   options.threads = threads;
   options.backend = backend;
   options.deterministic = deterministic;
-  options.kv_type = kv_type_from(kv_type);
+  options.kv_type = kv_type_from(kv_type, "Model");
   options.progress = [&](std::uint64_t done_bytes, std::uint64_t total_bytes) {
     total = total_bytes;
     done = done_bytes;
@@ -65,6 +59,12 @@ std::shared_ptr<EngineHandle> load(const py::bytes& path, std::int64_t n_ctx,
 }
 
 }  // namespace
+
+backend::KvType kv_type_from(const std::string& name, const char* where) {
+  if (name == "f16") return backend::KvType::kF16;
+  if (name == "f32") return backend::KvType::kF32;
+  fail<ArgumentError>("[", where, "] kv_type: got \"", name, "\", need \"f16\" or \"f32\"");
+}
 
 void register_engine_load(py::module_& m) {
   m.def("load_model", &load, py::kw_only(), py::arg("path"), py::arg("n_ctx"), py::arg("kv_tokens"),

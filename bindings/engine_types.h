@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "backend/backend.h"
 #include "engine/engine.h"
 
 namespace moesaic::bindings {
@@ -38,6 +39,9 @@ class SessionHandle {
   std::shared_ptr<engine::Engine> engine_;
   std::shared_ptr<engine::SessionState> state_;
 };
+
+// kv_type= of what is loaded. Throws ArgumentError.
+backend::KvType kv_type_from(const std::string& name, const char* where);
 
 void register_engine_requests(pybind11::module_& m);
 void register_engine_sessions(pybind11::module_& m);

@@ -325,8 +325,18 @@ class GGUF:
             raise ArgumentError(
                 f"[GGUF] path: got {type(path).__name__}, need str or os.PathLike"
             ) from None
-        self._file = _Handle(_core.GGUFFile(encoded))
-        self._path = os.fspath(path)
+        self._adopt(_core.GGUFFile(encoded), os.fspath(path))
+
+    @classmethod
+    def _from_core(cls, file: _core.GGUFFile, path: str) -> GGUF:
+        """Make one of a file that the core has, perhaps without its weights."""
+        made = cls.__new__(cls)
+        made._adopt(file, path)
+        return made
+
+    def _adopt(self, file: _core.GGUFFile, path: str) -> None:
+        self._file = _Handle(file)
+        self._path = path
         self._metadata = Metadata(self._file)
         self._tensors = Tensors(self._file)
 
