@@ -88,7 +88,7 @@ std::vector<std::string> LocalRunner::capture_names() const {
 }
 
 StepResult LocalRunner::run(const Step& step) {
-  check_step(step, model_.config, *this);
+  check_step(step, limits_of(*this));
   writes_.clear();
   for (const SequenceStep& sequence : step.sequences) {
     writes_.push_back(

@@ -73,7 +73,8 @@ void StepResults::take(std::int64_t row, std::span<float> logits) {
   if (is_last && sequence.sampler != nullptr) {
     const std::int64_t position =
         sequence.start + static_cast<std::int64_t>(sequence.tokens.size());
-    result.sampled = sample(logits, *sequence.sampler, position, sequence.history);  // changes the logits
+    result.sampled =
+        sample(logits, *sequence.sampler, position, sequence.history);  // changes the logits
   }
 }
 

@@ -73,6 +73,15 @@ std::vector<std::string> capture_names(const Config& config) {
   return names;
 }
 
+bool makes_capture(const Config& config, const Slice& slice, std::string_view name) {
+  const auto found = parse(config, name);
+  if (!found) return false;
+  const auto [tap, layer] = *found;
+  if (tap == Tap::kEmbed) return slice.embed;
+  if (tap == Tap::kFinalNorm || tap == Tap::kLogits) return slice.head;
+  return layer >= slice.layer_begin && layer < slice.layer_end;
+}
+
 Captures::Captures(const Config& config, std::span<const std::string> names, std::vector<Rows> rows)
     : index_(slot(Tap::kEmbed, config.n_layers), -1),
       names_(names.begin(), names.end()),

@@ -5,11 +5,13 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "backend/backend.h"
 #include "model/config.h"
 #include "model/runner.h"
+#include "model/weights.h"
 
 namespace moesaic::model {
 
@@ -30,6 +32,9 @@ inline constexpr std::size_t kTapCount = 11;
 
 // Every capture name of a model, in order of the forward pass.
 std::vector<std::string> capture_names(const Config& config);
+
+// Whether a slice makes what a capture name asks for; false for an unknown name.
+bool makes_capture(const Config& config, const Slice& slice, std::string_view name);
 
 // The rows of a step that captures are taken of, and what was asked.
 class Captures {

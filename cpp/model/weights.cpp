@@ -1,6 +1,8 @@
 // Loading of a slice; see weights.h.
 #include "model/weights.h"
 
+#include <algorithm>
+
 #include "model/cancel_scope.h"
 
 namespace moesaic::model {
@@ -75,6 +77,16 @@ WeightBytes weight_bytes(const ModelFile& model, const Slice& slice, bool decomp
     sum.derived += spec.derived_bytes();
   });
   return sum;
+}
+
+std::vector<const gguf::TensorInfo*> slice_tensors(const ModelFile& model, const Slice& slice) {
+  std::vector<const gguf::TensorInfo*> tensors;
+  visit_slice(model, slice, true,
+              [&](const TensorSpec& spec, std::int64_t) { tensors.push_back(spec.tensor); });
+  // All lie in one directory, so that their addresses are in file order.
+  std::sort(tensors.begin(), tensors.end());
+  tensors.erase(std::unique(tensors.begin(), tensors.end()), tensors.end());
+  return tensors;
 }
 
 ModelWeights load_weights(backend::Backend& backend, const ModelFile& model, const Slice& slice,

@@ -48,6 +48,9 @@ struct WeightBytes {
 // What load_weights will take, from the directory alone.
 WeightBytes weight_bytes(const ModelFile& model, const Slice& slice, bool decompressed_mla);
 
+// The tensors that a slice is loaded from, each once, in file order.
+std::vector<const gguf::TensorInfo*> slice_tensors(const ModelFile& model, const Slice& slice);
+
 // Throws CancelledError within a second of the flag being set.
 ModelWeights load_weights(backend::Backend& backend, const ModelFile& model, const Slice& slice,
                           const WeightOptions& options);

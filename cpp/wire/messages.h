@@ -258,13 +258,16 @@ struct RunSequence {
   std::uint8_t logits = 0;  // model::Logits
   std::vector<RunTarget> targets;
   std::optional<Sampler> sampler;
-  std::vector<std::int32_t> history;  // for penalties, newest last
+  std::vector<std::int32_t>
+      history;  // for penalties: tokens up to and with these rows', newest last
   bool capture = false;
   std::uint32_t decode_ahead = 0;  // more tokens the ring may generate by itself after the first
   std::vector<std::int32_t> stop_tokens;  // end of generation
 };
 
-// Payload: int32 tokens (n_rows in all) to worker 0, hidden rows (n_rows, d_model) to the others.
+// Payload: int32 tokens (n_rows in all) to worker 0, hidden rows (n_rows, d_model) to the others. A
+// step that generates ahead passes again with index + 1, of one row for each sequence that was
+// alive in the Result before, in order.
 struct Run {
   static constexpr MessageType kType = MessageType::kRun;
   static constexpr bool kHasPayload = true;
@@ -307,7 +310,7 @@ struct Tokens {  // last worker -> worker 0
   static constexpr MessageType kType = MessageType::kTokens;
   std::uint64_t step = 0;
   std::uint32_t index = 0;           // of the Run to make
-  std::vector<std::int32_t> tokens;  // of each sequence of the step; -1: it has ended
+  std::vector<std::int32_t> tokens;  // of each sequence of the Run before; -1: it has ended
 };
 
 struct Capture {  // owner of the layer -> coordinator; payload: float32 or int32 (n_rows, n_cols)
