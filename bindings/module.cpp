@@ -7,5 +7,6 @@ PYBIND11_MODULE(_core, m) {
   moesaic::bindings::register_errors(m);
   moesaic::bindings::register_gguf(m);
   moesaic::bindings::register_engine(m);
+  moesaic::bindings::register_plan(m);
   moesaic::bindings::register_system(m);
 }

@@ -9,6 +9,9 @@ namespace moesaic::bindings {
 void register_errors(pybind11::module_& m);
 void register_gguf(pybind11::module_& m);
 void register_engine(pybind11::module_& m);
+void register_plan(pybind11::module_& m);
+void register_worker(pybind11::module_& m);  // before what takes a ClusterKey
+void register_cluster(pybind11::module_& m);
 void register_system(pybind11::module_& m);
 
 }  // namespace moesaic::bindings

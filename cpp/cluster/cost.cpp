@@ -1,6 +1,8 @@
 // Bytes and operations of a model from its tensor directory.
 #include "cluster/cost.h"
 
+#include <memory>
+
 #include "backend/backend.h"
 #include "model/scratch.h"
 
@@ -14,23 +16,85 @@ bool is_routed(const model::TensorSpec& spec) {
          spec.slot == &L::down_exps_bias;
 }
 
-double bytes_of(const model::TensorSpec& spec) {
-  return static_cast<double>(spec.mapped_bytes() + spec.derived_bytes());
+bool is_float(quant::Qtype type) {
+  return type == quant::Qtype::kF32 || type == quant::Qtype::kF16 || type == quant::Qtype::kBF16;
 }
 
-// Operations of x (1, cols) -> y (1, rows), per expert.
+double held_bytes(const model::TensorSpec& spec) {
+  return static_cast<double>(spec.origin == model::Origin::kMapped ? spec.mapped_bytes()
+                                                                   : spec.derived_bytes());
+}
+
+// Operations of x (1, cols) -> y (1, rows) with one of the spec's matrices; vectors are no matmul.
 double ops_of(const model::TensorSpec& spec) {
-  return spec.rows > 1 ? 2.0 * static_cast<double>(spec.rows) * static_cast<double>(spec.cols)
-                       : 0.0;
+  if (spec.rows <= 1) return 0;
+  return 2.0 * static_cast<double>(spec.rows) * static_cast<double>(spec.cols) *
+         (is_float(spec.tensor->type) ? kFloatOpCost : 1.0);
 }
 
-double attention_ops_per_key(const model::Config& c) {
-  if (c.mla.kv_lora >
-      0) {  // absorbed: scores over the latent row and its rotated part, values over the latent row
-    return 2.0 * static_cast<double>(c.n_heads) *
-           static_cast<double>(2 * c.mla.kv_lora + c.mla.d_rope);
+// Floats that this matmul reads and writes, in bytes.
+double row_bytes_of(const model::TensorSpec& spec) {
+  return spec.rows > 1 ? 4.0 * static_cast<double>(spec.rows + spec.cols) : 0.0;
+}
+
+AttentionCost attention_cost(const model::Config& c, const model::LayerConfig& layer,
+                             bool deterministic) {
+  const auto heads = static_cast<double>(c.n_heads);
+  AttentionCost cost;
+  cost.window = layer.window;
+  if (layer.attention == model::AttentionKind::kGrouped) {
+    cost.ops_per_key = 2 * heads * static_cast<double>(c.d_head_k + c.d_head_v) * kFloatOpCost;
+    return cost;
   }
-  return 2.0 * static_cast<double>(c.n_heads) * static_cast<double>(c.d_head_k + c.d_head_v);
+  const model::MlaConfig& mla = c.mla;
+  cost.ops_per_key = 2 * heads * static_cast<double>(2 * mla.kv_lora + mla.d_rope) * kFloatOpCost;
+  if (deterministic) return cost;  // one form for any number of rows
+  cost.decompressed_ops_per_key =
+      2 * heads * static_cast<double>(mla.d_nope + mla.d_rope + mla.d_v) * kFloatOpCost;
+  cost.decompress_ops_per_key =
+      2 * heads * static_cast<double>((mla.d_nope + mla.d_v) * mla.kv_lora);
+  return cost;
+}
+
+LayerCost layer_cost(const std::vector<model::TensorSpec>& specs, const model::Config& config,
+                     const model::LoadOptions& options) {
+  LayerCost cost;
+  for (const model::TensorSpec& spec : specs) {
+    // The decompressed form's key weights are held besides, and used instead of the absorbed ones.
+    const bool second_form = spec.slot == &model::LayerWeights::attn_w_k;
+    if (second_form && options.deterministic) continue;
+    cost.weights_bytes += held_bytes(spec);
+    if (second_form) continue;
+    const auto n = static_cast<double>(spec.n_experts);  // experts, or heads
+    if (is_routed(spec)) {
+      cost.expert_bytes += held_bytes(spec) / n;
+      cost.expert_ops_per_row += ops_of(spec);
+      cost.row_bytes += static_cast<double>(config.moe.n_active) * row_bytes_of(spec);
+    } else {
+      cost.dense_bytes += held_bytes(spec);
+      cost.dense_ops_per_row += n * ops_of(spec);
+      cost.row_bytes += n * row_bytes_of(spec);
+    }
+  }
+  return cost;
+}
+
+// The loader's own arithmetic, on a backend of the asked number of threads.
+std::function<double(const ScratchQuery&)> scratch_of(const model::ModelFile& model,
+                                                      model::LoadOptions options) {
+  options.progress = nullptr;
+  options.cancel = nullptr;
+  auto shared = std::make_shared<const model::ModelFile>(model);
+  return [shared, options](const ScratchQuery& query) {
+    const auto backend = backend::make_backend("cpu", {.n_threads = query.threads});
+    model::LoadOptions asked = options;
+    asked.max_step_rows = query.rows;
+    asked.n_ctx = query.n_ctx;
+    asked.kv_tokens = query.n_ctx;
+    model::Slice slice = model::Slice::whole(shared->config);
+    slice.head = query.head;
+    return static_cast<double>(model::memory_need(*shared, slice, asked, *backend).scratch_bytes);
+  };
 }
 
 }  // namespace
@@ -44,54 +108,21 @@ ModelCost model_cost(const model::ModelFile& model, const model::LoadOptions& op
   cost.n_experts = c.moe.n_experts;
   cost.n_active = c.moe.n_active;
   cost.n_ctx_train = c.n_ctx_train;
-  cost.embed.weights_bytes = bytes_of(model.token_embd);
-  cost.embed.dense_bytes = cost.embed.weights_bytes / static_cast<double>(c.vocab);
-  cost.head.weights_bytes = bytes_of(model.output) + bytes_of(model.output_norm);
+  cost.page_tokens = options.page_tokens;
+  cost.tied_head = model.tied_output;
+  cost.embed.weights_bytes = held_bytes(model.token_embd);
+  cost.head.weights_bytes = held_bytes(model.output) + held_bytes(model.output_norm);
   cost.head.dense_bytes = cost.head.weights_bytes;
-  cost.head.ops_per_row = ops_of(model.output);
-
-  const double kv_value_bytes = options.kv_type == backend::KvType::kF32 ? 4 : 2;
-  for (const std::vector<model::TensorSpec>& specs : model.layers) {
-    LayerCost layer;
-    for (const model::TensorSpec& spec : specs) {
-      // The decompressed form's key weights are held besides, and used instead of the absorbed
-      // ones.
-      const bool second_form = spec.slot == &model::LayerWeights::attn_w_k;
-      if (second_form && options.deterministic) continue;
-      layer.weights_bytes += bytes_of(spec);
-      if (second_form) continue;
-      if (is_routed(spec)) {
-        layer.expert_bytes += bytes_of(spec) / static_cast<double>(spec.n_experts);
-        layer.ops_per_row += static_cast<double>(c.moe.n_active) * ops_of(spec);
-      } else {
-        layer.dense_bytes += bytes_of(spec);
-        layer.ops_per_row += static_cast<double>(spec.n_experts) * ops_of(spec);
-      }
-    }
-    layer.attention_ops_per_key = attention_ops_per_key(c);
-    layer.kv_bytes_per_token =
-        static_cast<double>(c.kv_k_width() + c.kv_v_width()) * kv_value_bytes;
+  cost.head.dense_ops_per_row = ops_of(model.output);
+  cost.head.row_bytes = row_bytes_of(model.output);
+  for (std::size_t l = 0; l < model.layers.size(); ++l) {
+    LayerCost layer = layer_cost(model.layers[l], c, options);
+    layer.attention = attention_cost(c, c.layers[l], options.deterministic);
+    layer.kv_bytes_per_token = static_cast<double>(c.kv_k_width() + c.kv_v_width()) *
+                               (options.kv_type == backend::KvType::kF32 ? 4 : 2);
     cost.layers.push_back(layer);
   }
-
-  // Scratch grows with the rows of a step in straight lines but for rounding: two points give the
-  // line.
-  const auto backend = backend::make_backend("cpu", {.n_threads = 1});
-  const auto scratch = [&](std::int64_t rows) {
-    model::LoadOptions with_rows = options;
-    with_rows.max_step_rows = rows;
-    return static_cast<double>(
-        model::memory_need(model, model::Slice::whole(c), with_rows, *backend).scratch_bytes);
-  };
-  constexpr std::int64_t kFew = 64;
-  constexpr std::int64_t kMany = 512;
-  if (options.n_ctx >= kMany) {
-    cost.scratch_bytes_per_row =
-        (scratch(kMany) - scratch(kFew)) / static_cast<double>(kMany - kFew);
-    cost.scratch_bytes_fixed = scratch(kFew) - cost.scratch_bytes_per_row * kFew;
-  } else {
-    cost.scratch_bytes_fixed = scratch(kMany);
-  }
+  cost.scratch_bytes = scratch_of(model, options);
   return cost;
 }
 

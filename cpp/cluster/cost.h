@@ -1,9 +1,10 @@
 // What a model costs, layer by layer, in bytes and operations: the plan's only view of a model, so
 // that it can be made from a file's headers, from a saved description, or on paper. Not for
-// loading.
+// loading, and not for time: plan_time.h.
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -12,14 +13,37 @@
 
 namespace moesaic::cluster {
 
+// Matmuls are counted in operations of int8: a multiply-add is two. One of a weight that is held in
+// floats, and those of attention, take as long as this many.
+inline constexpr double kFloatOpCost = 3.6;  // KERNELS.md: 107 against 375 GOP/s a core
+
+// What scores and mixed values cost a row for each cached position that it sees.
+struct AttentionCost {
+  double ops_per_key = 0;
+  // MLA's other form, when it may be used: cheaper rows, after a matmul for each position and step.
+  double decompressed_ops_per_key = 0;  // 0: it may not
+  double decompress_ops_per_key = 0;
+  std::int64_t window = 0;  // positions that a row sees at most; 0: all
+};
+
 // One layer (or the embedding, or the head). "Row" is one token of one sequence.
 struct LayerCost {
-  double weights_bytes = 0;          // held, computed weights included
-  double dense_bytes = 0;            // of them read by every step
-  double expert_bytes = 0;           // of one routed expert; 0: none
-  double ops_per_row = 0;            // multiplies and adds of matmuls, int8
-  double attention_ops_per_key = 0;  // for each row and cached position
+  double weights_bytes = 0;       // held, computed weights included
+  double dense_bytes = 0;         // of them read by every step
+  double dense_ops_per_row = 0;   // matmuls with them
+  double expert_bytes = 0;        // of one routed expert; 0: none
+  double expert_ops_per_row = 0;  // of one routed expert, for a row that chose it
+  double row_bytes = 0;           // float activations that a row's matmuls read and write
   double kv_bytes_per_token = 0;
+  AttentionCost attention;
+};
+
+// What scratch depends on.
+struct ScratchQuery {
+  std::int64_t rows = 0;  // of the largest step
+  std::int64_t n_ctx = 0;
+  int threads = 1;
+  bool head = false;
 };
 
 struct ModelCost {
@@ -29,13 +53,16 @@ struct ModelCost {
   std::int64_t n_experts = 0;
   std::int64_t n_active = 0;
   std::int64_t n_ctx_train = 0;
+  std::int64_t page_tokens = 64;  // the cache is made of whole pages
+  bool tied_head = false;         // a stage with embedding and head holds one table
   LayerCost embed;
   LayerCost head;
   std::vector<LayerCost> layers;
-  double scratch_bytes_fixed = 0;    // of a stage, whatever the rows of a step
-  double scratch_bytes_per_row = 0;  // of a step
+  // Exactly what a stage will allocate, whatever its layers.
+  std::function<double(const ScratchQuery&)> scratch_bytes;
 };
 
+// Of `options`, n_ctx and kv_tokens have no effect: a plan brings its own.
 ModelCost model_cost(const model::ModelFile& model, const model::LoadOptions& options);
 
 }  // namespace moesaic::cluster

@@ -17,7 +17,8 @@ struct NodeFacts {
   double read_bytes_per_s = 0;  // weights, all threads
   double matmul_ops_per_s = 0;  // int8, many rows, all threads
   double rtt_s = 0;             // to its neighbours: a frame there and an answer back
-  double link_bytes_per_s = 0;
+  double link_bytes_per_s = 0;  // 0: not known, taken as free
+  int threads = 1;              // of its backend: each has scratch of its own
 };
 
 enum class Strategy { kAuto, kPipeline, kTensor, kHybrid };
@@ -44,6 +45,7 @@ struct NodePlan {
   double headroom_bytes = 0;
   double memory_bytes = 0;
   double total_bytes() const { return weights_bytes + kv_bytes + scratch_bytes + process_bytes; }
+  bool fits() const { return total_bytes() + headroom_bytes <= memory_bytes; }
 };
 
 struct Prediction {
@@ -64,14 +66,20 @@ struct Plan {
       predictions;  // prompts of 512, 4,096 and 16,384 that fit n_ctx; at least one
 };
 
-// Throws OutOfMemoryError when the model does not fit: which node lacks how much, and what would
-// help. Throws ArgumentError for a strategy that is not there yet and for facts out of range.
+// Every node gets a layer when there are enough and it has room for one. Throws OutOfMemoryError
+// when the model does not fit: which node lacks how much, and what would help. Throws ArgumentError
+// for a strategy that is not there yet and for facts out of range.
 Plan make_plan(const ModelCost& model, const std::vector<NodeFacts>& nodes,
                const PlanOptions& options);
 
-// A plan with the layer ranges given ([begin, end) per node, in order): for replays, tests and
-// people who know better.
+// A plan with the layer ranges given (the end of each node's, in order; micro-batches chosen): for
+// replays, tests and people who know better. Throws as make_plan().
 Plan evaluate_plan(const ModelCost& model, const std::vector<NodeFacts>& nodes,
                    const std::vector<std::int64_t>& layer_ends, const PlanOptions& options);
+
+// How a plan with these ends would do for one prompt. For micro-batches below the plan's.
+Prediction predict(const ModelCost& model, const std::vector<NodeFacts>& nodes,
+                   const std::vector<std::int64_t>& layer_ends, const PlanOptions& options,
+                   std::int64_t micro_batch_rows, std::int64_t prompt_tokens);
 
 }  // namespace moesaic::cluster

@@ -1,0 +1,180 @@
+// Rates of this machine; see measure.h. The weights are a few encoded rows repeated past the size
+// of any cache; their values do not matter to the time.
+#include "cluster/measure.h"
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "backend/backend.h"
+#include "base/aligned_buffer.h"
+#include "base/errors.h"
+#include "gguf/file.h"
+#include "quant/qtype.h"
+
+namespace moesaic::cluster {
+namespace {
+
+constexpr std::int64_t kCols = 2048;
+constexpr std::int64_t kManyRows = 256;        // of activations
+constexpr std::int64_t kComputeRows = 4096;    // of weights
+constexpr std::int64_t kReadBytes = 96 << 20;  // of weights, all types together
+constexpr std::chrono::milliseconds kPatience{120};
+
+// Experts' gates and ups, their downs, and what lies around them, by their share of a token's
+// bytes.
+struct Part {
+  quant::Qtype type;
+  double share;
+};
+constexpr std::array<Part, 4> kParts{{{quant::Qtype::kQ2_K, 0.45},
+                                      {quant::Qtype::kQ3_K, 0.25},
+                                      {quant::Qtype::kQ4_K, 0.20},
+                                      {quant::Qtype::kQ6_K, 0.10}}};
+
+// A file that is one tensor, in memory of its own.
+class TensorFile final : public gguf::File {
+ public:
+  TensorFile(quant::Qtype type, std::int64_t rows) {
+    const std::uint64_t row_bytes = quant::row_bytes(type, kCols);
+    const auto n_rows = static_cast<std::uint64_t>(rows);
+    tensor_ = {.name = "measure",
+               .type = type,
+               .ne = {static_cast<std::uint64_t>(kCols), n_rows},
+               .file = 0,
+               .offset = 0,
+               .n_bytes = row_bytes * n_rows,
+               .n_elems = static_cast<std::uint64_t>(kCols) * n_rows};
+    bytes_ = AlignedBuffer(tensor_.n_bytes);
+    const std::vector<std::uint8_t> pattern = encoded_rows(type);
+    for (std::uint64_t at = 0; at < tensor_.n_bytes; at += pattern.size()) {
+      std::copy_n(pattern.data(), std::min<std::uint64_t>(pattern.size(), tensor_.n_bytes - at),
+                  bytes_.data() + at);
+    }
+  }
+
+  std::uint32_t version() const override { return 3; }
+  std::uint64_t alignment() const override { return 64; }
+  std::span<const gguf::Value> metadata() const override { return {}; }
+  std::span<const gguf::TensorInfo> tensors() const override { return {&tensor_, 1}; }
+  std::span<const std::string> paths() const override { return {&name_, 1}; }
+  const gguf::Value* find(std::string_view) const override { return nullptr; }
+  const gguf::TensorInfo* find_tensor(std::string_view name) const override {
+    return name == tensor_.name ? &tensor_ : nullptr;
+  }
+  std::span<const std::uint8_t> bytes(const gguf::TensorInfo& tensor) const override {
+    return {bytes_.data() + tensor.offset, tensor.n_bytes};
+  }
+  std::span<const std::span<const std::uint8_t>> headers() const override { return {}; }
+
+ private:
+  static std::vector<std::uint8_t> encoded_rows(quant::Qtype type) {
+    constexpr std::int64_t kRows = 4;
+    std::vector<float> values(kRows * kCols);
+    std::uint32_t state = 1;
+    for (float& value : values) {
+      state = state * 1664525U + 1013904223U;
+      value = static_cast<float>(state >> 8) / static_cast<float>(1 << 24) - 0.5F;
+    }
+    const quant::QtypeTraits& traits = quant::traits(type);
+    std::vector<std::uint8_t> bytes(kRows * quant::row_bytes(type, kCols));
+    traits.encode(values.data(), kRows * kCols / traits.block_elems, bytes.data());
+    return bytes;
+  }
+
+  std::string name_ = "(measure)";
+  gguf::TensorInfo tensor_;
+  AlignedBuffer bytes_;
+};
+
+// Seconds of the fastest of several runs: the others were disturbed.
+template <typename Run>
+double fastest(const Run& run) {
+  using Clock = std::chrono::steady_clock;
+  const auto end = Clock::now() + kPatience;
+  double least = 1e9;
+  run();  // wakes threads, warms caches
+  do {
+    const auto begin = Clock::now();
+    run();
+    least = std::min(least, std::chrono::duration<double>(Clock::now() - begin).count());
+  } while (Clock::now() < end);
+  return least;
+}
+
+class Rig {
+ public:
+  explicit Rig(int n_threads) : backend_(backend::make_backend("cpu", {.n_threads = n_threads})) {
+    backend_->reserve({.max_rows = kManyRows, .max_cols = kCols, .max_slots = kManyRows});
+    std::int64_t widest = kComputeRows;
+    for (const Part& part : kParts) {
+      const double row = static_cast<double>(quant::row_bytes(part.type, kCols));
+      const auto rows = static_cast<std::int64_t>(part.share * kReadBytes / row);
+      const auto file = std::make_shared<TensorFile>(part.type, rows);
+      all_.push_back(load(file, rows));
+      some_.push_back(load(file, kComputeRows));
+      widest = std::max(widest, rows);
+    }
+    const auto out_floats = static_cast<std::size_t>(std::max(widest, kManyRows * kComputeRows));
+    x_ = backend_->allocate(kManyRows * kCols * sizeof(float));
+    const std::vector<float> ones(kManyRows * kCols, 1.0F);
+    backend_->upload(*x_, 0, ones.data(), ones.size() * sizeof(float));
+    out_ = backend_->allocate(out_floats * sizeof(float));
+  }
+
+  Rates rates() {
+    Rates rates;
+    double n_bytes = 0;
+    double n_ops = 0;
+    for (std::size_t i = 0; i < kParts.size(); ++i) {
+      n_bytes += static_cast<double>(all_[i]->n_bytes());
+      n_ops += 2.0 * kManyRows * kCols * kComputeRows * kParts[i].share;
+    }
+    rates.read_bytes_per_s = n_bytes / fastest([&] {
+                               for (const auto& weight : all_) matmul(*weight, 1);
+                               backend_->synchronize();
+                             });
+    double seconds = 0;
+    for (std::size_t i = 0; i < kParts.size(); ++i) {
+      seconds += kParts[i].share * fastest([&] {
+                   matmul(*some_[i], kManyRows);
+                   backend_->synchronize();
+                 });
+    }
+    rates.matmul_ops_per_s = n_ops / seconds;
+    return rates;
+  }
+
+ private:
+  std::unique_ptr<backend::Weight> load(const std::shared_ptr<const TensorFile>& file,
+                                        std::int64_t rows) {
+    backend::WeightSource source;
+    source.file = file;
+    source.tensor = file->tensors().data();
+    source.n_rows = rows;
+    return backend_->load(source);
+  }
+
+  // x (n, kCols) -> out (n, rows of the weight)
+  void matmul(const backend::Weight& weight, std::int64_t n) {
+    const backend::Mat x{x_.get(), 0, n, kCols, kCols};
+    const backend::Mat out{out_.get(), 0, n, weight.rows(), weight.rows()};
+    const backend::MatmulTarget target{&weight, nullptr, out};
+    backend_->matmul(x, {&target, 1});
+  }
+
+  std::unique_ptr<backend::Backend> backend_;
+  std::vector<std::unique_ptr<backend::Weight>> all_;   // read by one row
+  std::vector<std::unique_ptr<backend::Weight>> some_;  // their first rows, computed with by many
+  std::unique_ptr<backend::Buffer> x_;
+  std::unique_ptr<backend::Buffer> out_;
+};
+
+}  // namespace
+
+Rates measure(int n_threads) { return Rig(n_threads).rates(); }
+
+}  // namespace moesaic::cluster

@@ -1,0 +1,116 @@
+// Time of steps; see plan_time.h. A matmul reads its weights at the measured rate or computes at
+// the measured rate, whichever takes longer; with few rows a weight, unpacking it is a part of the
+// computing.
+#include "cluster/plan_time.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace moesaic::cluster {
+namespace {
+
+// Unpacking a panel of weights costs as much as computing this many rows with it (KERNELS.md: 450
+// GOP/s with 8 rows, 672 with 32, 752 with 128).
+constexpr double kUnpackRows = 4;
+// Float activations between matmuls: how often each is moved (quantised, activated, scattered).
+constexpr double kRowPasses = 1.0;
+// Norms, routing, barriers: what a layer costs a step beyond its matmuls.
+constexpr double kLayerOverhead = 10e-6;
+constexpr double kFewRows = 16;  // below, MLA stays in its absorbed form
+
+// `rows` rows through weights of `bytes`, with `ops` of each row. Never slower than row by row.
+double matmul_seconds(const NodeFacts& node, double bytes, double ops, double rows) {
+  const double read = bytes / node.read_bytes_per_s;
+  const double compute = ops * (rows + kUnpackRows) / node.matmul_ops_per_s;
+  return std::max(read, std::min(compute, rows * read));
+}
+
+// Experts that at least one of the rows chose, were choices even and independent.
+double experts_touched(const ModelCost& model, double rows) {
+  const auto n = static_cast<double>(model.n_experts);
+  const double share = static_cast<double>(model.n_active) / n;
+  return n * (1.0 - std::pow(1.0 - share, rows));
+}
+
+double attention_seconds(const LayerCost& layer, const NodeFacts& node, double rows, double depth) {
+  const AttentionCost& cost = layer.attention;
+  if (cost.window > 0) depth = std::min(depth, static_cast<double>(cost.window));
+  double ops = rows * depth * cost.ops_per_key;
+  if (cost.decompressed_ops_per_key > 0 && rows >= kFewRows) {
+    ops = std::min(ops, rows * depth * cost.decompressed_ops_per_key +
+                            (depth + rows / 2) * cost.decompress_ops_per_key);
+  }
+  return std::max(ops / node.matmul_ops_per_s,
+                  depth * layer.kv_bytes_per_token / node.read_bytes_per_s);
+}
+
+}  // namespace
+
+double layer_seconds(const ModelCost& model, const LayerCost& layer, const NodeFacts& node,
+                     double rows, double depth) {
+  double seconds = matmul_seconds(node, layer.dense_bytes, layer.dense_ops_per_row, rows);
+  if (layer.expert_bytes > 0) {
+    const double touched = experts_touched(model, rows);
+    const double rows_each = rows * static_cast<double>(model.n_active) / touched;
+    seconds +=
+        touched * matmul_seconds(node, layer.expert_bytes, layer.expert_ops_per_row, rows_each);
+  }
+  return seconds + attention_seconds(layer, node, rows, depth) +
+         rows * layer.row_bytes * kRowPasses / node.read_bytes_per_s + kLayerOverhead;
+}
+
+Pipeline::Pipeline(const ModelCost& model, std::span<const NodeFacts> nodes,
+                   std::span<const std::int64_t> ends, bool hidden_f16)
+    : model_(model), value_bytes_(hidden_f16 ? 2 : 4) {
+  std::int64_t begin = 0;
+  for (std::size_t i = 0; i < nodes.size(); begin = ends[i], ++i) {
+    if (ends[i] > begin) stages_.push_back({&nodes[i], begin, ends[i]});
+  }
+}
+
+double Pipeline::first_token_seconds(double prompt, double micro_batch_rows) const {
+  const double n_batches = std::ceil(prompt / micro_batch_rows);
+  const double last_rows = prompt - (n_batches - 1) * micro_batch_rows;
+  const bool alone = stages_.size() == 1;
+  double slowest = 0;
+  double last_pass = 0;
+  for (const Stage& stage : stages_) {
+    // A row sees half the prompt on average, those of the last micro-batch nearly all of it.
+    slowest = std::max(slowest, stage_seconds(stage, micro_batch_rows, prompt / 2));
+    last_pass += stage_seconds(stage, last_rows, prompt - last_rows / 2);
+    if (alone) continue;
+    slowest = std::max(slowest, link_seconds(stage, micro_batch_rows));
+    last_pass += stage.node->rtt_s / 2 + link_seconds(stage, last_rows);
+  }
+  return (n_batches - 1) * slowest + last_pass + head_seconds();
+}
+
+double Pipeline::token_seconds(double depth) const {
+  double seconds = head_seconds();
+  for (const Stage& stage : stages_) {
+    seconds += stage_seconds(stage, 1, depth);
+    if (stages_.size() > 1) seconds += stage.node->rtt_s / 2 + link_seconds(stage, 1);
+  }
+  return seconds;
+}
+
+double Pipeline::stage_seconds(const Stage& stage, double rows, double depth) const {
+  double seconds = 0;
+  for (std::int64_t l = stage.begin; l < stage.end; ++l) {
+    seconds +=
+        layer_seconds(model_, model_.layers[static_cast<std::size_t>(l)], *stage.node, rows, depth);
+  }
+  return seconds;
+}
+
+double Pipeline::head_seconds() const {
+  return layer_seconds(model_, model_.head, *stages_.back().node, 1, 0);
+}
+
+// Hidden rows to the next stage; the last one sends token ids, which is nothing.
+double Pipeline::link_seconds(const Stage& stage, double rows) const {
+  if (&stage == &stages_.back() || !(stage.node->link_bytes_per_s > 0)) return 0;
+  return rows * static_cast<double>(model_.d_model) * value_bytes_ / stage.node->link_bytes_per_s;
+}
+
+}  // namespace moesaic::cluster

@@ -1,0 +1,46 @@
+// The plan's model of time: how long a step takes in a layer, a stage and the whole pipeline, from
+// what layers cost and what nodes reach. Constants are measured (bench/python/plan_check.py prints
+// prediction against measurement). Not for choosing: plan.cpp.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "cluster/plan.h"
+
+namespace moesaic::cluster {
+
+// Of one layer and a step of `rows` rows that see `depth` cached positions on average.
+double layer_seconds(const ModelCost& model, const LayerCost& layer, const NodeFacts& node,
+                     double rows, double depth);
+
+// A pipeline: node i holds the layers from ends[i - 1] (0 for the first) to ends[i].
+class Pipeline {
+ public:
+  // All references must outlive it.
+  Pipeline(const ModelCost& model, std::span<const NodeFacts> nodes,
+           std::span<const std::int64_t> ends, bool hidden_f16);
+
+  // From the prompt to the first token: micro-batches follow each other through the stages; the
+  // slowest stage or link sets the pace, and one micro-batch has to pass all of them.
+  double first_token_seconds(double prompt, double micro_batch_rows) const;
+  // One token of one sequence: all stages, one hop each.
+  double token_seconds(double depth) const;
+
+ private:
+  struct Stage {
+    const NodeFacts* node;
+    std::int64_t begin;
+    std::int64_t end;
+  };
+  double stage_seconds(const Stage& stage, double rows, double depth) const;
+  double head_seconds() const;
+  double link_seconds(const Stage& stage, double rows) const;
+
+  const ModelCost& model_;
+  const double value_bytes_;   // of the hidden rows that travel
+  std::vector<Stage> stages_;  // those that hold layers
+};
+
+}  // namespace moesaic::cluster
