@@ -8,6 +8,7 @@
 #include <exception>
 
 #include "bindings/register.h"
+#include "engine/engine.h"
 
 namespace py = pybind11;
 
@@ -69,6 +70,8 @@ void translate(std::exception_ptr thrown) {
     raise("DeadlineError", error);
   } catch (const ProtocolError& error) {
     raise("ProtocolError", error);
+  } catch (const engine::QueueFullError& error) {
+    raise("QueueFullError", error);
   } catch (const BackendError& error) {
     raise("BackendError", error);
   } catch (const InternalError& error) {
@@ -90,6 +93,7 @@ void throw_for_test(const std::string& name, const std::string& message) {
   if (name == "DeadlineError") throw DeadlineError(message);
   if (name == "ProtocolError") throw ProtocolError(message);
   if (name == "BackendError") throw BackendError(message);
+  if (name == "QueueFullError") throw engine::QueueFullError(message);
   if (name == "InternalError") throw InternalError(message);
   if (name == "CancelledError") throw CancelledError(message);
   if (name == "OutOfMemoryError") throw OutOfMemoryError(message, 20, 10);

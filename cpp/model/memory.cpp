@@ -15,9 +15,10 @@ std::int64_t round_up(std::int64_t n, std::int64_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }
 
-void check_range(const char* name, std::int64_t got, std::int64_t low, std::int64_t high) {
+void check_range(const std::string& where, const char* name, std::int64_t got, std::int64_t low,
+                 std::int64_t high) {
   if (got < low || got > high) {
-    fail<ArgumentError>("[load] ", name, ": got ", got, ", need ", low, " to ", high);
+    fail<ArgumentError>("[", where, "] ", name, ": got ", got, ", need ", low, " to ", high);
   }
 }
 
@@ -55,15 +56,16 @@ std::int64_t largest_n_ctx(const ModelFile& model, const Slice& slice, const Loa
 }  // namespace
 
 void validate(const LoadOptions& options) {
-  check_range("n_ctx", options.n_ctx, 1, kMaxTokens);
+  check_range(options.where, "n_ctx", options.n_ctx, 1, kMaxTokens);
   if (options.kv_tokens != 0) {
-    check_range("kv_tokens", options.kv_tokens, options.n_ctx, 4 * kMaxTokens);
+    check_range(options.where, "kv_tokens", options.kv_tokens, options.n_ctx, 4 * kMaxTokens);
   }
-  check_range("threads", options.threads, 0, 1024);
-  check_range("max_step_rows", options.max_step_rows, 1, 65536);
-  check_range("page_tokens", options.page_tokens, 1, 512);
+  check_range(options.where, "threads", options.threads, 0, 1024);
+  check_range(options.where, "max_step_rows", options.max_step_rows, 1, 65536);
+  check_range(options.where, "page_tokens", options.page_tokens, 1, 512);
   if ((options.page_tokens & (options.page_tokens - 1)) != 0) {
-    fail<ArgumentError>("[load] page_tokens: got ", options.page_tokens, ", need a power of two");
+    fail<ArgumentError>("[", options.where, "] page_tokens: got ", options.page_tokens,
+                        ", need a power of two");
   }
 }
 
@@ -126,7 +128,8 @@ std::int64_t fit_kv_tokens(const ModelFile& model, const Slice& slice, const Loa
                 : strcat("not even n_ctx=", options.page_tokens,
                          " would fit: use a smaller model or a machine with more memory");
   throw OutOfMemoryError(
-      strcat("[load] ", model.file->paths().empty() ? "" : model.file->paths().front(), ": need ",
+      strcat("[", options.where, "] ",
+             model.file->paths().empty() ? "" : model.file->paths().front(), ": need ",
              in_mib(need.total()), " (weights ", in_mib(need.weights_bytes + need.derived_bytes),
              ", KV cache of ", kv_tokens, " tokens ", in_mib(need.kv_bytes), ", scratch ",
              in_mib(need.scratch_bytes), "), free ", in_mib(free_bytes), "; ", advice),

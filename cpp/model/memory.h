@@ -25,6 +25,7 @@ struct LoadOptions {
   bool prefault = true;           // read all weights now
   std::function<void(std::uint64_t done_bytes, std::uint64_t total_bytes)> progress;
   const CancelFlag* cancel = nullptr;
+  std::string where = "Model";  // the call that loads, for messages
 };
 
 // Throws ArgumentError naming the option, what it got and its range.

@@ -28,6 +28,7 @@ from moesaic.errors import (
     NetError,
     OutOfMemoryError,
     ProtocolError,
+    QueueFullError,
     WorkerLost,
 )
 
@@ -52,6 +53,7 @@ __all__ = [
     "NetError",
     "OutOfMemoryError",
     "ProtocolError",
+    "QueueFullError",
     "Session",
     "Tensor",
     "Tokenizer",

@@ -18,6 +18,7 @@ __all__ = [
     "NetError",
     "OutOfMemoryError",
     "ProtocolError",
+    "QueueFullError",
     "WorkerLost",
 ]
 
@@ -56,6 +57,10 @@ class ProtocolError(MoesaicError, ConnectionError):
 
 class BackendError(MoesaicError, RuntimeError):
     """A device or the threads behind a backend failed."""
+
+
+class QueueFullError(BackendError):
+    """Too many requests are open on one model; try again when some have ended."""
 
 
 class InternalError(MoesaicError, RuntimeError):

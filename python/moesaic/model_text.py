@@ -91,6 +91,10 @@ class TextMethods(LoadedModel):
         ------
         ArgumentError
             A bad option or prompt, or a prompt longer than ``n_ctx``.
+        OutOfMemoryError
+            The pool of KV pages is full of sessions that are held.
+        QueueFullError
+            Over 1,024 requests are open on this model, from all threads together.
 
         Notes
         -----

@@ -19,6 +19,7 @@ BUILT_INS = {
     "WorkerLost": ConnectionError,
     "OutOfMemoryError": MemoryError,
     "BackendError": RuntimeError,
+    "QueueFullError": RuntimeError,
     "InternalError": RuntimeError,
     "CancelledError": Exception,
     "MoesaicError": Exception,
