@@ -12,6 +12,7 @@
 #include "base/aligned_buffer.h"
 #include "base/errors.h"
 #include "base/thread_pool.h"
+#include "bindings/gguf_file.h"
 #include "bindings/interruptible.h"
 #include "bindings/numpy.h"
 #include "bindings/register.h"
@@ -254,83 +255,75 @@ py::array_t<float> dequantize(const py::object& raw, const std::string& qtype, c
   return out;
 }
 
-// An open file for Python. Views that it has given out keep the mapping alive by themselves.
-class GGUFFile {
- public:
-  explicit GGUFFile(const std::string& path) {
+GGUFFile open_file(const std::string& path) {
+  const GilRelease free_gil;
+  return GGUFFile(gguf::File::open(path));
+}
+
+py::typing::List<py::str> keys(const GGUFFile& self) {
+  py::typing::List<py::str> out;
+  for (const gguf::Value& value : self.file().metadata()) out.append(to_str(value.key()));
+  return out;
+}
+
+const gguf::Value& find(const GGUFFile& self, const py::str& key) {
+  const gguf::Value* value = self.file().find(from_str(key));
+  if (value == nullptr) throw py::key_error(key.cast<std::string>());
+  return *value;
+}
+
+// (name, shape in NumPy order, element type, bytes) of every tensor, in file order.
+using TensorRow =
+    py::typing::Tuple<py::str, py::typing::Tuple<py::int_, py::ellipsis>, py::str, py::int_>;
+py::typing::List<TensorRow> tensors(const GGUFFile& self) {
+  py::typing::List<TensorRow> out;
+  for (const gguf::TensorInfo& tensor : self.file().tensors()) {
+    const Shape shape(tensor.ne.rbegin(), tensor.ne.rend());
+    out.append(py::make_tuple(
+        to_str(tensor.name), py::tuple(py::cast(shape)),
+        py::str(quant::traits(tensor.type).name.data(), quant::traits(tensor.type).name.size()),
+        tensor.n_bytes));
+  }
+  return out;
+}
+
+const gguf::TensorInfo& tensor_at(const GGUFFile& self, std::size_t index) {
+  if (index >= self.file().tensors().size()) throw py::index_error("tensor index");
+  return self.file().tensors()[index];
+}
+
+py::array_t<std::uint8_t> raw(const GGUFFile& self, std::size_t index) {
+  const gguf::TensorInfo& info = tensor_at(self, index);
+  const Shape shape(info.ne.rbegin(), info.ne.rend());
+  return view(self.file().bytes(info).data(),
+              byte_shape(shape, quant::traits(info.type), "[Tensor]"), keep(self.shared()));
+}
+
+// Entries [begin, begin + count) of the first axis; a one-dimensional tensor is decoded whole.
+py::array_t<float> dequantize_tensor(const GGUFFile& self, std::size_t index, std::uint64_t begin,
+                                     std::uint64_t count, int n_threads) {
+  const gguf::TensorInfo& info = tensor_at(self, index);
+  const quant::QtypeTraits& traits = quant::traits(info.type);
+  Shape shape(info.ne.rbegin(), info.ne.rend());
+  const std::uint64_t n_entries = shape.size() > 1 ? info.ne.back() : 1;
+  if (begin > n_entries || count > n_entries - begin) {
+    fail<ArgumentError>("[Tensor.dequantize] rows [", begin, ", ", begin + count,
+                        "), need a range within [0, ", n_entries, ")");
+  }
+  const std::uint64_t entry_elems = info.n_elems / n_entries;
+  if (shape.size() > 1) shape[0] = static_cast<py::ssize_t>(count);
+  const std::uint8_t* blocks = self.file().bytes(info).data() + begin * (info.n_bytes / n_entries);
+  check_memory(count * entry_elems * sizeof(float), "[Tensor.dequantize]");
+  auto out = new_array<float>(shape);
+  float* data = out.mutable_data();
+  const auto n_blocks = static_cast<std::int64_t>(count * entry_elems) / traits.block_elems;
+  {
+    const std::shared_ptr<const gguf::File> alive = self.shared();
     const GilRelease free_gil;
-    file_ = gguf::File::open(path);
+    decode_blocks(traits, blocks, n_blocks, data, n_threads);
   }
-
-  const gguf::File& file() const { return *file_; }
-
-  py::typing::List<py::str> keys() const {
-    py::typing::List<py::str> out;
-    for (const gguf::Value& value : file_->metadata()) out.append(to_str(value.key()));
-    return out;
-  }
-
-  const gguf::Value& find(const py::str& key) const {
-    const gguf::Value* value = file_->find(from_str(key));
-    if (value == nullptr) throw py::key_error(key.cast<std::string>());
-    return *value;
-  }
-
-  // (name, shape in NumPy order, element type, bytes) of every tensor, in file order.
-  using Row =
-      py::typing::Tuple<py::str, py::typing::Tuple<py::int_, py::ellipsis>, py::str, py::int_>;
-  py::typing::List<Row> tensors() const {
-    py::typing::List<Row> out;
-    for (const gguf::TensorInfo& tensor : file_->tensors()) {
-      const Shape shape(tensor.ne.rbegin(), tensor.ne.rend());
-      out.append(py::make_tuple(
-          to_str(tensor.name), py::tuple(py::cast(shape)),
-          py::str(quant::traits(tensor.type).name.data(), quant::traits(tensor.type).name.size()),
-          tensor.n_bytes));
-    }
-    return out;
-  }
-
-  py::array_t<std::uint8_t> raw(std::size_t index) const {
-    const gguf::TensorInfo& info = tensor(index);
-    const Shape shape(info.ne.rbegin(), info.ne.rend());
-    return view(file_->bytes(info).data(), byte_shape(shape, quant::traits(info.type), "[Tensor]"),
-                keep(file_));
-  }
-
-  // Entries [begin, begin + count) of the first axis; a one-dimensional tensor is decoded whole.
-  py::array_t<float> dequantize(std::size_t index, std::uint64_t begin, std::uint64_t count,
-                                int n_threads) const {
-    const gguf::TensorInfo& info = tensor(index);
-    const quant::QtypeTraits& traits = quant::traits(info.type);
-    Shape shape(info.ne.rbegin(), info.ne.rend());
-    const std::uint64_t n_entries = shape.size() > 1 ? info.ne.back() : 1;
-    if (begin > n_entries || count > n_entries - begin) {
-      fail<ArgumentError>("[Tensor.dequantize] rows [", begin, ", ", begin + count,
-                          "), need a range within [0, ", n_entries, ")");
-    }
-    const std::uint64_t entry_elems = info.n_elems / n_entries;
-    if (shape.size() > 1) shape[0] = static_cast<py::ssize_t>(count);
-    check_memory(count * entry_elems * sizeof(float), "[Tensor.dequantize]");
-    auto out = new_array<float>(shape);
-    float* data = out.mutable_data();
-    const std::uint8_t* blocks = file_->bytes(info).data() + begin * (info.n_bytes / n_entries);
-    const auto n_blocks = static_cast<std::int64_t>(count * entry_elems) / traits.block_elems;
-    {
-      const GilRelease free_gil;
-      const std::shared_ptr<const gguf::File> alive = file_;
-      decode_blocks(traits, blocks, n_blocks, data, n_threads);
-    }
-    return out;
-  }
-
- private:
-  const gguf::TensorInfo& tensor(std::size_t index) const {
-    if (index >= file_->tensors().size()) throw py::index_error("tensor index");
-    return file_->tensors()[index];
-  }
-  std::shared_ptr<const gguf::File> file_;
-};
+  return out;
+}
 
 void writer_add_array(gguf::Writer& writer, const std::string& key, const std::string& type,
                       const py::array& values) {
@@ -352,7 +345,7 @@ void writer_add_tensor(gguf::Writer& writer, const std::string& name, const std:
 
 void register_file(py::module_& m) {
   py::class_<GGUFFile>(m, "GGUFFile", "An open GGUF file set (private: use moesaic.GGUF).")
-      .def(py::init([](const py::bytes& path) { return GGUFFile(std::string(path)); }),
+      .def(py::init([](const py::bytes& path) { return open_file(std::string(path)); }),
            py::arg("path"), "Open a file by its encoded path.")
       .def_property_readonly("version", [](const GGUFFile& self) { return self.file().version(); })
       .def_property_readonly("alignment",
@@ -365,20 +358,20 @@ void register_file(py::module_& m) {
             return paths;
           },
           "Encoded paths of the parts.")
-      .def("keys", &GGUFFile::keys, "Metadata keys in file order.")
+      .def("keys", &keys, "Metadata keys in file order.")
       .def(
           "value",
-          [](const GGUFFile& self, const py::str& key) { return to_python(self.find(key)); },
+          [](const GGUFFile& self, const py::str& key) { return to_python(find(self, key)); },
           py::arg("key"), "A metadata value; KeyError when absent.")
       .def(
           "value_type",
-          [](const GGUFFile& self, const py::str& key) { return type_text(self.find(key)); },
+          [](const GGUFFile& self, const py::str& key) { return type_text(find(self, key)); },
           py::arg("key"), "The GGUF type of a metadata value, like \"u32\" or \"array[string]\".")
-      .def("tensors", &GGUFFile::tensors,
+      .def("tensors", &tensors,
            "(name, shape in NumPy order, element type, bytes) of every tensor.")
-      .def("raw", &GGUFFile::raw, py::arg("index"), "A tensor's bytes: read-only, zero-copy.")
-      .def("dequantize", &GGUFFile::dequantize, py::arg("index"), py::arg("begin"),
-           py::arg("count"), py::arg("threads") = 0, "Entries of the first axis as float32.");
+      .def("raw", &raw, py::arg("index"), "A tensor's bytes: read-only, zero-copy.")
+      .def("dequantize", &dequantize_tensor, py::arg("index"), py::arg("begin"), py::arg("count"),
+           py::arg("threads") = 0, "Entries of the first axis as float32.");
 }
 
 void register_writer(py::module_& m) {
