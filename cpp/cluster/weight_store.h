@@ -21,8 +21,10 @@ namespace moesaic::cluster {
 // SHA-256 over all headers of a file set (metadata and directories): the model's identity.
 wire::Digest header_identity(const gguf::File& file);
 
+class FileOps;
+
 // Where weights can be fetched from: a peer or the coordinator. Calls block; any thread, several at
-// once. Throws NetError, DeadlineError, CancelledError.
+// once. Throws NetError, DeadlineError, CancelledError; IoError when it does not have the bytes.
 class BlobSource {
  public:
   virtual ~BlobSource() = default;
@@ -56,6 +58,7 @@ struct StoreOptions {
   std::string models_dir;
   std::string cache_dir;
   std::function<void(const std::string& event, const std::string& text)> log;
+  FileOps* ops = nullptr;  // tests make the disk fail; null: the system's
 };
 
 class WeightStore {

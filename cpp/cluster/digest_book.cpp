@@ -1,0 +1,208 @@
+// See digest_book.h. A sidecar file, all little endian:
+//   8 bytes magic "MSDIGST1", u32 number of parts, their states (6 x u64 each), u64 number of
+//   units, the units (u32 tensor, u32 expert, 32 bytes), SHA-256 of all that.
+#include "cluster/digest_book.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <thread>
+
+#include "base/digest.h"
+
+namespace moesaic::cluster {
+namespace {
+
+namespace fs = std::filesystem;
+using namespace std::chrono_literals;
+
+constexpr char kMagic[8] = {'M', 'S', 'D', 'I', 'G', 'S', 'T', '1'};
+constexpr std::size_t kStateBytes = 48;
+constexpr std::size_t kUnitBytes = 40;
+constexpr std::size_t kMaxBooks = 256;  // older ones are of files long changed
+constexpr std::uint64_t kMaxBookBytes = std::uint64_t{1} << 28;
+constexpr auto kStampGrain = 50ms;
+
+template <typename T>
+void put(std::vector<std::uint8_t>& out, T value) {
+  const std::size_t at = out.size();
+  out.resize(at + sizeof(T));
+  std::memcpy(out.data() + at, &value, sizeof(T));
+}
+
+std::vector<std::uint8_t> encode(const FileStates& states) {
+  std::vector<std::uint8_t> out(kMagic, kMagic + sizeof kMagic);
+  put(out, static_cast<std::uint32_t>(states.size()));
+  for (const FileState& state : states) {
+    put(out, state.device);
+    put(out, state.inode);
+    put(out, state.size);
+    put(out, state.modified_ns);
+    put(out, state.changed_ns);
+    put(out, state.born_ns);
+  }
+  return out;
+}
+
+wire::Digest sha256(std::span<const std::uint8_t> bytes) {
+  Sha256 sha;
+  sha.update(bytes.data(), bytes.size());
+  return sha.finish();
+}
+
+std::int64_t nanoseconds(const struct statx_timestamp& time) {
+  return static_cast<std::int64_t>(time.tv_sec) * 1000000000 + time.tv_nsec;
+}
+
+}  // namespace
+
+FileState file_state(int fd, const std::string& path) {
+  struct statx info {};
+  if (statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS | STATX_BTIME, &info) != 0) {
+    const int error = errno;
+    throw FileError(strcat("[weights] ", path, ": cannot look at it: ", std::strerror(error)),
+                    error);
+  }
+  FileState state;
+  state.device = (std::uint64_t{info.stx_dev_major} << 32) | info.stx_dev_minor;
+  state.inode = info.stx_ino;
+  state.size = info.stx_size;
+  state.modified_ns = nanoseconds(info.stx_mtime);
+  state.changed_ns = nanoseconds(info.stx_ctime);
+  if ((info.stx_mask & STATX_BTIME) != 0) state.born_ns = nanoseconds(info.stx_btime);
+  return state;
+}
+
+FileStates file_states(std::span<const std::string> paths) {
+  FileOps ops;
+  FileStates states;
+  for (const std::string& path : paths) {
+    const Fd fd = open_file(ops, path, O_RDONLY | O_NONBLOCK);
+    states.push_back(file_state(fd.get(), path));
+  }
+  return states;
+}
+
+void let_stamps_settle(const FileStates& states) {
+  timespec time{};
+  clock_gettime(CLOCK_REALTIME, &time);
+  const std::int64_t now = static_cast<std::int64_t>(time.tv_sec) * 1000000000 + time.tv_nsec;
+  for (const FileState& state : states) {
+    const std::int64_t age = now - state.changed_ns;
+    // A stamp in the future needs no wait: the next change would get another one.
+    if (age >= 0 && age < std::chrono::nanoseconds(kStampGrain).count()) {
+      std::this_thread::sleep_for(kStampGrain);
+      return;
+    }
+  }
+}
+
+DigestBook::DigestBook(std::string folder, FileOps& ops, Log log)
+    : folder_(std::move(folder)), ops_(ops), log_(std::move(log)) {}
+
+std::string DigestBook::path_of(const FileStates& states) const {
+  return strcat(folder_, "/", to_hex(sha256(encode(states))), ".digests");
+}
+
+UnitDigests DigestBook::find(const FileStates& states) {
+  if (states.empty()) return {};
+  const std::lock_guard lock(mutex_);
+  const auto known = known_.find(states);
+  if (known != known_.end()) return known->second;
+  if (folder_.empty()) return {};
+  UnitDigests digests = read(path_of(states), states);
+  if (!digests.empty()) known_[states] = digests;
+  return digests;
+}
+
+UnitDigests DigestBook::read(const std::string& path, const FileStates& states) const {
+  std::vector<std::uint8_t> bytes;
+  try {
+    const Fd fd = open_file(ops_, path, O_RDONLY);
+    const std::uint64_t size = file_state(fd.get(), path).size;
+    if (size > kMaxBookBytes) return {};
+    bytes.resize(size);
+    read_at(ops_, fd.get(), bytes, 0, path);
+  } catch (const IoError&) {
+    return {};  // none yet, or unreadable: the digests are made again
+  }
+  const std::vector<std::uint8_t> head = encode(states);
+  constexpr std::size_t kDigest = sizeof(wire::Digest);
+  if (bytes.size() < head.size() + 8 + kDigest ||
+      !std::equal(head.begin(), head.end(), bytes.begin())) {
+    return {};
+  }
+  const std::span<const std::uint8_t> body = std::span(bytes).first(bytes.size() - kDigest);
+  const wire::Digest sum = sha256(body);
+  std::uint64_t n = 0;
+  std::memcpy(&n, bytes.data() + head.size(), sizeof n);
+  const std::size_t left = body.size() - head.size() - sizeof n;
+  if (!std::equal(sum.begin(), sum.end(), bytes.end() - static_cast<std::ptrdiff_t>(kDigest)) ||
+      left % kUnitBytes != 0 || n != left / kUnitBytes) {
+    return {};
+  }
+  UnitDigests digests;
+  const std::uint8_t* at = bytes.data() + head.size() + sizeof n;
+  for (std::uint64_t i = 0; i < n; ++i, at += kUnitBytes) {
+    UnitKey unit;
+    std::memcpy(&unit.tensor, at, 4);
+    std::memcpy(&unit.expert, at + 4, 4);
+    wire::Digest digest;
+    std::memcpy(digest.data(), at + 8, digest.size());
+    digests.emplace_hint(digests.end(), unit, digest);
+  }
+  return digests;
+}
+
+void DigestBook::add(const FileStates& states, const UnitDigests& digests) {
+  if (states.empty() || digests.empty()) return;
+  find(states);  // what another process has written
+  const std::lock_guard lock(mutex_);
+  UnitDigests& known = known_[states];
+  for (const auto& [unit, digest] : digests) known[unit] = digest;
+  if (folder_.empty()) return;
+  std::vector<std::uint8_t> bytes = encode(states);
+  bytes.reserve(bytes.size() + known.size() * kUnitBytes + 64);
+  put(bytes, static_cast<std::uint64_t>(known.size()));
+  for (const auto& [unit, digest] : known) {
+    put(bytes, unit.tensor);
+    put(bytes, unit.expert);
+    bytes.insert(bytes.end(), digest.begin(), digest.end());
+  }
+  const wire::Digest sum = sha256(bytes);
+  bytes.insert(bytes.end(), sum.begin(), sum.end());
+  try {
+    make_folder(folder_);
+    replace_file(ops_, path_of(states), bytes);
+    prune();
+  } catch (const IoError& error) {
+    log_("digests", strcat("digests are not remembered for the next start: ", error.what()));
+  }
+}
+
+void DigestBook::forget(const FileStates& states) {
+  const std::lock_guard lock(mutex_);
+  known_.erase(states);
+  if (!folder_.empty()) ::unlink(path_of(states).c_str());
+}
+
+void DigestBook::prune() const {
+  std::vector<std::pair<fs::file_time_type, fs::path>> books;
+  std::error_code error;
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder_, error)) {
+    if (entry.path().extension() != ".digests") continue;
+    const fs::file_time_type time = entry.last_write_time(error);
+    if (!error) books.emplace_back(time, entry.path());
+  }
+  if (books.size() <= kMaxBooks) return;
+  std::sort(books.begin(), books.end());
+  for (std::size_t i = 0; i < books.size() - kMaxBooks; ++i) fs::remove(books[i].second, error);
+}
+
+}  // namespace moesaic::cluster

@@ -1,0 +1,59 @@
+// Digests that have been made, remembered by what the file system says of the files they were made
+// of, so that a warm start reads nothing. One small sidecar file for each state of a set of files,
+// kept in the cache's folder and checked by a digest of its own; a damaged one is as good as none.
+// Not a proof against somebody who writes into the folder.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "cluster/file_ops.h"
+#include "cluster/weight_units.h"
+
+namespace moesaic::cluster {
+
+// What changes when a file does. Times are compared for equality only, never ordered: a clock may
+// jump. The change time cannot be set by a program; the birth time tells a reused inode.
+struct FileState {
+  std::uint64_t device = 0;
+  std::uint64_t inode = 0;
+  std::uint64_t size = 0;
+  std::int64_t modified_ns = 0;
+  std::int64_t changed_ns = 0;
+  std::int64_t born_ns = 0;  // 0: the file system does not know
+  auto operator<=>(const FileState&) const = default;
+};
+using FileStates = std::vector<FileState>;  // of the parts of a set
+
+FileState file_state(int fd, const std::string& path);  // throws IoError
+FileStates file_states(std::span<const std::string> paths);
+// Time stamps have a grain of some milliseconds: a file that has changed within the last ones could
+// change again without a trace. Waits until its stamps are older than that (at most 50 ms).
+void let_stamps_settle(const FileStates& states);
+
+class DigestBook {
+ public:
+  using Log = std::function<void(const std::string& event, const std::string& text)>;
+  // folder empty: remembered for the life of the process only.
+  DigestBook(std::string folder, FileOps& ops, Log log);
+  UnitDigests find(const FileStates& states);
+  // Adds to what is known of that state. A failing disk costs the next start some reading: logged.
+  void add(const FileStates& states, const UnitDigests& digests);
+  void forget(const FileStates& states);
+
+ private:
+  std::string path_of(const FileStates& states) const;
+  UnitDigests read(const std::string& path, const FileStates& states) const;
+  void prune() const;
+
+  std::string folder_;
+  FileOps& ops_;
+  Log log_;
+  std::mutex mutex_;
+  std::map<FileStates, UnitDigests> known_;
+};
+
+}  // namespace moesaic::cluster

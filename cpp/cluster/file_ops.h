@@ -1,0 +1,69 @@
+// The few operations by which weights reach the disk, behind an interface so that tests can make
+// any of them fail. Each either does its whole work or throws FileError; what can be short or
+// interrupted is repeated. Not for reading weights that are in use: those are mapped.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+
+#include "base/errors.h"
+
+namespace moesaic::cluster {
+
+class FileError : public IoError {  // with errno, to tell a full disk from a broken one
+ public:
+  FileError(const std::string& message, int number) : IoError(message), error(number) {}
+  int error;
+};
+
+// An open file's descriptor.
+class Fd {
+ public:
+  Fd() = default;
+  explicit Fd(int fd) : fd_(fd) {}
+  ~Fd() { reset(); }
+  Fd(Fd&& other) noexcept : fd_(other.fd_) { other.fd_ = -1; }
+  Fd& operator=(Fd&& other) noexcept;
+  Fd(const Fd&) = delete;
+  Fd& operator=(const Fd&) = delete;
+  int get() const { return fd_; }
+  explicit operator bool() const { return fd_ >= 0; }
+  void reset();
+
+ private:
+  int fd_ = -1;
+};
+
+// The system's calls themselves (-1 and errno): what tests override.
+class FileOps {
+ public:
+  virtual ~FileOps() = default;
+  virtual int open(const char* path, int flags, unsigned mode);
+  virtual std::int64_t pwrite(int fd, const void* bytes, std::size_t n_bytes, std::uint64_t offset);
+  virtual std::int64_t pread(int fd, void* bytes, std::size_t n_bytes, std::uint64_t offset);
+  virtual int allocate(int fd, std::uint64_t n_bytes);  // grows the file, with its blocks
+  virtual int truncate(int fd, std::uint64_t n_bytes);
+  virtual int sync(int fd);
+  virtual int rename(const char* from, const char* to);
+};
+
+// `path` stands in messages.
+Fd open_file(FileOps& ops, const std::string& path, int flags);
+void write_at(FileOps& ops, int fd, std::span<const std::uint8_t> bytes, std::uint64_t offset,
+              const std::string& path);
+// Throws also when the file ends too early.
+void read_at(FileOps& ops, int fd, std::span<std::uint8_t> bytes, std::uint64_t offset,
+             const std::string& path);
+// Makes the file n_bytes long. Where the file system cannot reserve blocks the length alone is set.
+void reserve_file(FileOps& ops, int fd, std::uint64_t n_bytes, const std::string& path);
+void truncate_file(FileOps& ops, int fd, std::uint64_t n_bytes, const std::string& path);
+void sync_file(FileOps& ops, int fd, const std::string& path);
+// Renames and makes the new name last (fsync of the folder).
+void rename_file(FileOps& ops, const std::string& from, const std::string& to);
+// A small file: written under a temporary name, synced, renamed; nothing is left when it fails.
+void replace_file(FileOps& ops, const std::string& path, std::span<const std::uint8_t> bytes);
+
+void make_folder(const std::string& path);  // and its parents; mode 0700 for new ones
+
+}  // namespace moesaic::cluster

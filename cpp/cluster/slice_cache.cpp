@@ -1,0 +1,183 @@
+// See slice_cache.h.
+#include "cluster/slice_cache.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <chrono>
+#include <cstring>
+#include <filesystem>
+#include <thread>
+
+#include "base/digest.h"
+#include "cluster/hash_units.h"
+#include "cluster/slice_target.h"
+
+namespace moesaic::cluster {
+namespace {
+
+namespace fs = std::filesystem;
+using namespace std::chrono_literals;
+
+constexpr auto kLockPoll = 20ms;
+// Somebody may come back for what was half fetched; after this long nobody does.
+constexpr auto kAbandonedAfter = std::chrono::hours(7 * 24);
+
+std::string lock_path(const std::string& path) {
+  return path.substr(0, path.size() - std::strlen(".slice")) + ".lock";
+}
+
+// An empty descriptor: somebody else holds it.
+Fd try_lock(FileOps& ops, const std::string& path) {
+  Fd fd = open_file(ops, path, O_RDWR | O_CREAT);
+  while (flock(fd.get(), LOCK_EX | LOCK_NB) != 0) {
+    if (errno == EINTR) continue;
+    if (errno == EWOULDBLOCK) return {};
+    const int error = errno;
+    throw FileError(strcat("[weights] ", path, ": cannot lock: ", std::strerror(error)), error);
+  }
+  return fd;
+}
+
+bool is_old(const fs::path& path) {
+  std::error_code error;
+  const fs::file_time_type time = fs::last_write_time(path, error);
+  return !error && fs::file_time_type::clock::now() - time > kAbandonedAfter;
+}
+
+}  // namespace
+
+SliceCache::SliceCache(std::string folder, FileOps& ops, DigestBook& book, Log log)
+    : folder_(std::move(folder)), ops_(ops), book_(book), log_(std::move(log)) {
+  make_folder(folder_);
+  clean();
+}
+
+std::string SliceCache::path_of(const wire::Digest& identity,
+                                const std::vector<std::string>& tensors) const {
+  const wire::Digest descriptor = slice_descriptor(tensors);
+  Sha256 sha;
+  sha.update(identity.data(), identity.size());
+  sha.update(descriptor.data(), descriptor.size());
+  return strcat(folder_, "/", to_hex(sha.finish()), ".slice");
+}
+
+SliceCache::Lock SliceCache::lock(const std::string& path, const CancelFlag* cancel) const {
+  bool said = false;
+  for (;;) {
+    if (cancel != nullptr) cancel->check();
+    if (Fd fd = try_lock(ops_, lock_path(path))) return Lock(std::move(fd));
+    if (!said) log_("cache", "waiting for another process that fetches the same slice");
+    said = true;
+    std::this_thread::sleep_for(kLockPoll);
+  }
+}
+
+std::optional<SliceCache::Found> SliceCache::open(const Query& query, std::uint64_t* wasted_bytes) {
+  const std::string path = path_of(query.identity, query.tensors);
+  if (::access(path.c_str(), F_OK) != 0) return std::nullopt;
+  std::uint64_t n_read = 0;
+  try {
+    const Fd fd = open_file(ops_, path, O_RDONLY);
+    const FileStates states{file_state(fd.get(), path)};
+    const SliceInfo info =
+        read_slice_info(ops_, fd.get(), path, query.identity, query.tensors, query.name);
+    const SliceLayout& layout = info.layout;
+    Found found;
+    for (std::size_t i = 0; i < layout.units.size(); ++i) {
+      found.digests.emplace_hint(found.digests.end(), layout.units[i], info.digests[i]);
+    }
+    const bool known = book_.find(states) == found.digests;
+    if (query.digests == wire::DigestPolicy::kAlways ||
+        (query.digests == wire::DigestPolicy::kFirst && !known)) {
+      let_stamps_settle(states);
+      HashJob job;
+      job.paths = {path};
+      job.cancel = query.cancel;
+      for (std::size_t i = 0; i < layout.units.size(); ++i) {
+        const SliceLayout::Range range = layout.range(i);
+        job.pieces.push_back({0, range.offset, range.n_bytes});
+      }
+      job.progress = [&](std::uint64_t done) {
+        n_read = done;
+        if (query.progress) query.progress(done, layout.weights_bytes);
+      };
+      const std::vector<wire::Digest> made = hash_units(job, ops_);
+      for (std::size_t i = 0; i < made.size(); ++i) {
+        if (made[i] != info.digests[i]) {
+          fail<FormatError>("[weights] ", path, ": ", unit_name(*layout.directory, layout.units[i]),
+                            ": its bytes do not give the digest with which they were written");
+        }
+      }
+      if (file_states(job.paths) != states) {
+        fail<FormatError>("[weights] ", path, ": changed while it was read");
+      }
+      book_.add(states, found.digests);
+    }
+    found.file = make_slice_file(layout, map_slice(fd.get(), layout, path));
+    found.bytes_read = n_read;
+    return found;
+  } catch (const FormatError& error) {
+    set_aside(path, error.what());
+  } catch (const FileError& error) {
+    if (error.error == EIO) {
+      set_aside(path, error.what());
+    } else {  // of this process or the folder, not of the file's content
+      log_("cache", error.what());
+    }
+  }
+  *wasted_bytes += n_read;
+  return std::nullopt;
+}
+
+void SliceCache::remember(const std::string& path, const UnitDigests& digests) {
+  try {
+    book_.add(file_states(std::span(&path, 1)), digests);
+  } catch (const IoError& error) {
+    log_("digests", strcat("digests are not remembered for the next start: ", error.what()));
+  }
+}
+
+bool SliceCache::drop_bad() const {
+  bool dropped = false;
+  std::error_code error;
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder_, error)) {
+    if (entry.path().extension() == ".bad") dropped = fs::remove(entry.path(), error) || dropped;
+  }
+  return dropped;
+}
+
+void SliceCache::set_aside(const std::string& path, const std::string& why) const {
+  drop_bad();
+  const std::string bad = path + ".bad";
+  if (::rename(path.c_str(), bad.c_str()) != 0) ::unlink(path.c_str());
+  log_("quarantine", strcat("a damaged file of the cache is set aside as ", bad, ": ", why));
+}
+
+void SliceCache::clean() const {
+  std::error_code error;
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder_, error)) {
+    const fs::path path = entry.path();
+    const std::string name = path.filename().string();
+    const std::size_t pid_at = name.find(".tmp-");
+    if (pid_at != std::string::npos) {  // of a small file: its process writes it in one go
+      const long pid = std::strtol(name.c_str() + pid_at + 5, nullptr, 10);
+      if (pid <= 0 || !fs::exists(strcat("/proc/", pid), error)) fs::remove(path, error);
+      continue;
+    }
+    const bool is_part = name.ends_with(".slice.part");
+    if (!is_part && !name.ends_with(".slice.journal")) continue;
+    const fs::path slice = path.parent_path() / path.stem();
+    const bool resumable = is_part ? fs::exists(slice.string() + ".journal", error)
+                                   : fs::exists(slice.string() + ".part", error);
+    if (resumable && !is_old(path)) continue;
+    try {
+      if (try_lock(ops_, lock_path(slice.string()))) fs::remove(path, error);
+    } catch (const IoError&) {  // not ours to remove
+    }
+  }
+}
+
+}  // namespace moesaic::cluster

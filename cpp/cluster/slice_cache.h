@@ -1,0 +1,74 @@
+// The folder of pulled slices: what they are called, who may write one, which are proven, and what
+// happens to bad and abandoned ones. Several processes may share it. Not for fetching:
+// slice_pull.h.
+//
+//   <name>.slice           a finished slice; name = SHA-256(identity, descriptor)
+//   <name>.slice.part      one being fetched, and <name>.slice.journal (slice_target.h)
+//   <name>.slice.bad       one that was found damaged; at most one in the folder
+//   <name>.lock            held (flock) by whoever fetches or sets aside; gone with its process
+//   *.digests              digest_book.h
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/cancel.h"
+#include "cluster/digest_book.h"
+#include "cluster/slice_file.h"
+
+namespace moesaic::cluster {
+
+class SliceCache {
+ public:
+  using Log = std::function<void(const std::string& event, const std::string& text)>;
+  // Makes the folder when it is not there, and removes what dead processes have left in it.
+  SliceCache(std::string folder, FileOps& ops, DigestBook& book, Log log);
+
+  std::string path_of(const wire::Digest& identity, const std::vector<std::string>& tensors) const;
+
+  // Who holds it may write and set aside. Waits for another process's; throws CancelledError.
+  class Lock {
+   public:
+    Lock() = default;
+    explicit Lock(Fd fd) : fd_(std::move(fd)) {}
+
+   private:
+    Fd fd_;  // closing it gives it back
+  };
+  Lock lock(const std::string& path, const CancelFlag* cancel) const;
+
+  struct Found {
+    std::shared_ptr<const gguf::File> file;
+    UnitDigests digests;
+    std::uint64_t bytes_read = 0;
+  };
+  struct Query {
+    wire::Digest identity{};
+    std::vector<std::string> tensors;
+    std::string name;
+    wire::DigestPolicy digests = wire::DigestPolicy::kFirst;
+    const CancelFlag* cancel = nullptr;
+    std::function<void(std::uint64_t done_bytes, std::uint64_t total_bytes)> progress;
+  };
+  // The slice, proven as the policy says; null when it is not there, or was bad and has been set
+  // aside. With the slice's lock held. bytes_read of a bad one are added to *wasted_bytes.
+  std::optional<Found> open(const Query& query, std::uint64_t* wasted_bytes);
+  // A slice that has just been written and proven: the next open reads nothing.
+  void remember(const std::string& path, const UnitDigests& digests);
+  // Gives room back: the file set aside, if any. True when there was one.
+  bool drop_bad() const;
+
+ private:
+  void clean() const;
+  void set_aside(const std::string& path, const std::string& why) const;
+
+  std::string folder_;
+  FileOps& ops_;
+  DigestBook& book_;
+  Log log_;
+};
+
+}  // namespace moesaic::cluster

@@ -1,0 +1,394 @@
+// See slice_pull.h. Work is cut into runs of neighbouring units of one tensor. A thread fetches its
+// run in order, in chunks, hashing as they come; several threads per source keep the link full.
+#include "cluster/slice_pull.h"
+
+#include <algorithm>
+#include <chrono>
+#include <condition_variable>
+#include <deque>
+#include <exception>
+#include <mutex>
+#include <optional>
+#include <thread>
+
+#include "base/digest.h"
+#include "base/errors.h"
+
+namespace moesaic::cluster {
+namespace {
+
+using namespace std::chrono_literals;
+
+constexpr std::uint64_t kChunkBytes = std::uint64_t{4} << 20;  // RELIABILITY, transport rule 4
+constexpr std::uint64_t kRunBytes = std::uint64_t{8} << 20;
+constexpr std::size_t kThreadsPerSource = 4;
+constexpr std::size_t kMaxSources = 4;  // at once; more only wait for the same link
+constexpr int kMaxFailures = 3;         // of a source in a row, before it is left alone
+constexpr std::uint64_t kMaxHeadersBytes = std::uint64_t{1} << 28;
+constexpr auto kReportEvery = 50ms;
+
+struct Run {
+  std::size_t first = 0;  // unit of the layout
+  std::size_t count = 0;
+  std::uint64_t refused_by = 0;  // bit per source that does not have it
+};
+
+std::string short_hex(const wire::Digest& digest) { return to_hex(digest).substr(0, 12); }
+
+class Puller {
+ public:
+  explicit Puller(const PullJob& job) : job_(job), layout_(*job.layout), target_(*job.target) {
+    for (const SourceManifest& found : job.manifests->found) {
+      if (sources_.size() < kMaxSources) sources_.push_back({&found, UnitDigests{}});
+    }
+    for (Source& source : sources_) {
+      for (const wire::UnitDigest& unit : source.found->manifest.units) {
+        source.digests[{unit.tensor, unit.expert}] = unit.sha256;
+      }
+    }
+    attempts_.resize(layout_.units.size());
+  }
+
+  void run() {
+    cut(target_.missing());
+    if (runs_.empty()) return;
+    if (sources_.empty()) fail<IoError>("[weights] nobody to fetch from");  // the store has looked
+    std::vector<std::thread> threads;
+    const int n_each = static_cast<int>(std::min<std::size_t>(runs_.size(), kThreadsPerSource));
+    running_ = static_cast<int>(sources_.size()) * n_each;
+    for (std::size_t s = 0; s < sources_.size(); ++s) {
+      for (int i = 0; i < n_each; ++i) threads.emplace_back([this, s] { work(s); });
+    }
+    wait();
+    for (std::thread& thread : threads) thread.join();
+    if (error_) std::rethrow_exception(error_);
+  }
+
+ private:
+  struct Source {
+    const SourceManifest* found = nullptr;
+    UnitDigests digests;
+    int failures = 0;  // in a row
+    bool lost = false;
+    std::string name() const { return found->source->name(); }
+  };
+  enum class Outcome { kDone, kRetry };
+
+  void cut(const std::vector<std::size_t>& units) {
+    for (const std::size_t unit : units) {
+      Run* last = runs_.empty() ? nullptr : &runs_.back();
+      const std::uint64_t n_bytes = layout_.range(unit).n_bytes;
+      if (last != nullptr && last->first + last->count == unit &&
+          layout_.units[last->first].tensor == layout_.units[unit].tensor &&
+          (last->count + 1) * n_bytes <= kRunBytes) {
+        ++last->count;
+      } else {
+        runs_.push_back({unit, 1, 0});
+      }
+    }
+    left_ = runs_.size();
+  }
+
+  void work(std::size_t s) {
+    try {
+      while (std::optional<Run> run = take(s)) fetch_run(s, *run);
+    } catch (...) {
+      const std::lock_guard lock(mutex_);
+      if (!error_) error_ = std::current_exception();
+      stop_.set();
+      changed_.notify_all();
+    }
+    const std::lock_guard lock(mutex_);
+    --running_;
+    changed_.notify_all();
+  }
+
+  // The next run that this source may have; waits while others may still give some back. Nothing:
+  // all is done, or the source is lost.
+  std::optional<Run> take(std::size_t s) {
+    std::unique_lock lock(mutex_);
+    for (;;) {
+      if (left_ == 0 || stop_.is_set() || sources_[s].lost) return std::nullopt;
+      for (auto run = runs_.begin(); run != runs_.end(); ++run) {
+        if ((run->refused_by >> s & 1) != 0) continue;
+        const Run taken = *run;
+        runs_.erase(run);
+        return taken;
+      }
+      changed_.wait(lock);
+    }
+  }
+
+  // A run that could not be fetched from a source, as far as it is not done.
+  void give_back(Run run, std::size_t s, const std::string& why, bool refused) {
+    const std::lock_guard lock(mutex_);
+    if (refused) run.refused_by |= std::uint64_t{1} << s;
+    last_failure_ = why;
+    bool anybody = false;
+    for (std::size_t other = 0; other < sources_.size(); ++other) {
+      anybody = anybody || (!sources_[other].lost && (run.refused_by >> other & 1) == 0);
+    }
+    runs_.push_front(run);
+    changed_.notify_all();
+    if (!anybody) fail_with(run);
+  }
+
+  [[noreturn]] void fail_with(const Run& run) {
+    for (const Source& source : sources_) {
+      if (source.lost && last_error_) std::rethrow_exception(last_error_);
+    }
+    fail<IoError>("[weights] ", layout_.directory->paths()[0], ": nobody who can be asked has ",
+                  unit_name(*layout_.directory, layout_.units[run.first]),
+                  "; the last said: ", last_failure_);
+  }
+
+  void fetch_run(std::size_t s, Run run) {
+    try {
+      while (run.count > 0 && fetch_units(s, run) == Outcome::kRetry) {
+      }
+      const std::lock_guard lock(mutex_);
+      sources_[s].failures = 0;
+      if (--left_ == 0) changed_.notify_all();
+      return;
+    } catch (const OutOfMemoryError&) {
+      throw;
+    } catch (const CancelledError&) {
+      throw;
+    } catch (const BadUnit& bad) {
+      reject(s, run, bad);
+    } catch (const IoError& error) {  // it does not have this tensor
+      give_back(run, s, strcat(sources_[s].name(), ": ", error.what()), true);
+    } catch (const Error& error) {  // the link, or what it said
+      note_failure(s);
+      give_back(run, s, strcat(sources_[s].name(), ": ", error.what()), false);
+    }
+  }
+
+  struct BadUnit {
+    std::size_t unit = 0;
+    std::string text;
+  };
+
+  void reject(std::size_t s, const Run& run, const BadUnit& bad) {
+    bool twice = false;
+    bool others = false;
+    {
+      const std::lock_guard lock(mutex_);
+      twice = ++attempts_[bad.unit] > 1;
+      for (std::size_t i = 0; i < sources_.size(); ++i) others |= i != s && !sources_[i].lost;
+    }
+    if (twice) fail<FormatError>(bad.text);
+    give_back(run, s, bad.text, others);  // better from somebody else
+  }
+
+  void note_failure(std::size_t s) {
+    const std::lock_guard lock(mutex_);
+    last_error_ = std::current_exception();
+    if (++sources_[s].failures >= kMaxFailures) sources_[s].lost = true;
+  }
+
+  // Fetches the run's units in order and takes finished ones off it. kRetry: the target has moved
+  // under the current unit.
+  Outcome fetch_units(std::size_t s, Run& run) {
+    const UnitKey first = layout_.units[run.first];
+    const std::uint64_t n_unit = layout_.range(run.first).n_bytes;
+    const std::uint64_t begin = first.expert * n_unit;  // in the tensor
+    const std::uint64_t end = begin + run.count * n_unit;
+    const std::uint64_t file_offset = layout_.range(run.first).offset;
+    std::uint64_t moves = target_.moves();
+    std::uint64_t unit_left = n_unit;
+    Sha256 sha;
+    for (std::uint64_t at = begin; at < end;) {
+      const std::vector<std::uint8_t> chunk =
+          fetch(s, first.tensor, at, std::min(kChunkBytes, end - at));
+      target_.write(file_offset + (at - begin), chunk);
+      at += chunk.size();
+      for (std::span<const std::uint8_t> rest(chunk); !rest.empty();) {
+        const std::size_t n = std::min<std::uint64_t>(rest.size(), unit_left);
+        sha.update(rest.data(), n);
+        rest = rest.subspan(n);
+        unit_left -= n;
+        if (unit_left > 0) continue;
+        const wire::Digest digest = sha.finish();
+        check(s, run.first, digest);
+        if (!target_.finish_unit(run.first, digest, moves)) return Outcome::kRetry;
+        ++run.first;
+        --run.count;
+        unit_left = n_unit;
+        // The chunk's rest, written before this unit was finished, counts as the next unit's: a
+        // move in between is seen by its finish_unit, for `moves` is as old as the write.
+      }
+      if (unit_left == n_unit) moves = target_.moves();
+    }
+    return Outcome::kDone;
+  }
+
+  std::vector<std::uint8_t> fetch(std::size_t s, std::uint32_t tensor, std::uint64_t offset,
+                                  std::uint64_t n_bytes) {
+    stop_.check();
+    wire::BlobRequest request;
+    request.identity = layout_.identity;
+    request.tensor = tensor;
+    request.offset = offset;
+    request.n_bytes = n_bytes;
+    std::vector<std::uint8_t> chunk = sources_[s].found->source->fetch(request, &stop_);
+    *job_.n_bytes += chunk.size();
+    if (chunk.size() != n_bytes) {
+      fail<ProtocolError>("[weights] ", sources_[s].name(), ": sent ", chunk.size(),
+                          " bytes of weights, asked for ", n_bytes);
+    }
+    return chunk;
+  }
+
+  // Against everybody who knows the unit: who delivered it and who else has it must agree.
+  void check(std::size_t s, std::size_t unit, const wire::Digest& digest) const {
+    for (const Source& source : sources_) {
+      const auto known = source.digests.find(layout_.units[unit]);
+      if (known == source.digests.end() || known->second == digest) continue;
+      throw BadUnit{unit,
+                    strcat("[weights] ", layout_.directory->paths()[0], ": ",
+                           unit_name(*layout_.directory, layout_.units[unit]), " from ",
+                           sources_[s].name(), " has digest ", short_hex(digest), ", but ",
+                           source.name(), " knows ", short_hex(known->second),
+                           ": one of the two has a damaged file; compare their SHA-256 sums")};
+    }
+  }
+
+  void wait() {
+    std::unique_lock lock(mutex_);
+    auto report_at = std::chrono::steady_clock::now() + kReportEvery;
+    while (running_ > 0) {
+      changed_.wait_until(lock, report_at);
+      const bool cancelled = job_.cancel != nullptr && job_.cancel->is_set();
+      if (cancelled && !error_)
+        error_ = std::make_exception_ptr(CancelledError("cancelled by the caller"));
+      if (cancelled || error_) {
+        stop_.set();
+        changed_.notify_all();
+      }
+      if (std::chrono::steady_clock::now() < report_at) continue;
+      report_at += kReportEvery;
+      if (!job_.progress || error_) continue;
+      lock.unlock();
+      std::exception_ptr thrown;
+      try {
+        job_.progress();
+      } catch (...) {
+        thrown = std::current_exception();
+      }
+      lock.lock();
+      if (thrown && !error_) error_ = thrown;
+    }
+    if (!error_ && left_ > 0) {  // every source was lost
+      error_ = last_error_ ? last_error_ : std::make_exception_ptr(IoError(last_failure_));
+    }
+  }
+
+  const PullJob& job_;
+  const SliceLayout& layout_;
+  SliceTarget& target_;
+  std::vector<Source> sources_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<Run> runs_;        // not taken
+  std::size_t left_ = 0;        // runs not done
+  std::vector<char> attempts_;  // by unit: how often it did not give its digest
+  int running_ = 0;             // threads
+  CancelFlag stop_;
+  std::exception_ptr error_;
+  std::exception_ptr last_error_;  // of a link
+  std::string last_failure_;
+};
+
+std::string joined(const std::vector<std::string>& failures) {
+  std::string text;
+  for (const std::string& failure : failures) text += (text.empty() ? "" : "; ") + failure;
+  return text;
+}
+
+std::vector<std::uint8_t> fetch_headers(const SourceManifest& from, const CancelFlag* cancel,
+                                        std::atomic<std::uint64_t>* n_bytes) {
+  const std::uint64_t total = from.manifest.header_bytes;
+  if (total == 0 || total > kMaxHeadersBytes) {
+    fail<ProtocolError>("[weights] ", from.source->name(), ": claims ", total,
+                        " bytes of headers, need 1 to ", kMaxHeadersBytes);
+  }
+  std::vector<std::uint8_t> headers;  // grows with what comes, not with what is claimed
+  while (headers.size() < total) {
+    wire::BlobRequest request;
+    request.identity = from.manifest.identity;
+    request.tensor = wire::kHeaderTensor;
+    request.offset = headers.size();
+    request.n_bytes = std::min<std::uint64_t>(kChunkBytes, total - headers.size());
+    const std::vector<std::uint8_t> chunk = from.source->fetch(request, cancel);
+    *n_bytes += chunk.size();
+    if (chunk.size() != request.n_bytes) {
+      fail<ProtocolError>("[weights] ", from.source->name(), ": sent ", chunk.size(),
+                          " bytes of headers, asked for ", request.n_bytes);
+    }
+    headers.insert(headers.end(), chunk.begin(), chunk.end());
+  }
+  return headers;
+}
+
+}  // namespace
+
+Manifests ask_manifests(const std::vector<std::shared_ptr<BlobSource>>& sources,
+                        const wire::Digest& identity, const std::string& name,
+                        const CancelFlag* cancel) {
+  struct Answer {
+    std::optional<wire::Manifest> manifest;
+    std::string failure;
+  };
+  std::vector<Answer> answers(sources.size());
+  std::vector<std::thread> threads;
+  for (std::size_t i = 0; i < sources.size(); ++i) {
+    threads.emplace_back([&, i] {
+      try {
+        answers[i].manifest = sources[i]->manifest(identity, name, true, cancel);
+        if (!answers[i].manifest) answers[i].failure = "does not have it";
+      } catch (const std::exception& error) {
+        answers[i].failure = error.what();
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  if (cancel != nullptr) cancel->check();
+  Manifests manifests;
+  for (std::size_t i = 0; i < sources.size(); ++i) {
+    if (answers[i].manifest) {
+      manifests.found.push_back({sources[i], std::move(*answers[i].manifest)});
+    } else {
+      manifests.failures.push_back(strcat(sources[i]->name(), ": ", answers[i].failure));
+    }
+  }
+  return manifests;
+}
+
+std::shared_ptr<const gguf::File> pull_headers(const Manifests& manifests,
+                                               const wire::Digest& identity,
+                                               const std::string& name, const CancelFlag* cancel,
+                                               std::atomic<std::uint64_t>* n_bytes) {
+  std::vector<std::string> failures = manifests.failures;
+  for (const SourceManifest& from : manifests.found) {
+    try {
+      const auto headers = fetch_headers(from, cancel, n_bytes);
+      auto file = gguf::File::from_headers(headers, name);
+      if (header_identity(*file) == from.manifest.identity &&
+          (identity == wire::Digest{} || identity == from.manifest.identity)) {
+        return file;
+      }
+      failures.push_back(strcat(from.source->name(), ": sent headers of another identity"));
+    } catch (const CancelledError&) {
+      throw;
+    } catch (const Error& error) {
+      failures.push_back(strcat(from.source->name(), ": ", error.what()));
+    }
+  }
+  fail<IoError>("[weights] ", name, ": nobody has it: ",
+                failures.empty() ? "there is nobody to ask" : joined(failures));
+}
+
+void pull_units(const PullJob& job) { Puller(job).run(); }
+
+}  // namespace moesaic::cluster

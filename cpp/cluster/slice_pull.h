@@ -1,0 +1,50 @@
+// Fetches what is missing of a slice from several sources at once, each unit proven as it arrives
+// against what the sources know of it. Not for where the bytes go: slice_target.h.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/cancel.h"
+#include "cluster/slice_target.h"
+#include "cluster/weight_store.h"
+
+namespace moesaic::cluster {
+
+// What each source that has the model knows of it.
+struct SourceManifest {
+  std::shared_ptr<BlobSource> source;
+  wire::Manifest manifest;
+};
+struct Manifests {
+  std::vector<SourceManifest> found;  // in order of the sources
+  std::vector<std::string> failures;  // "10.0.0.2:9777: cannot be reached: ..."
+};
+// Asks all at once. Throws CancelledError only.
+Manifests ask_manifests(const std::vector<std::shared_ptr<BlobSource>>& sources,
+                        const wire::Digest& identity, const std::string& name,
+                        const CancelFlag* cancel);
+
+// The directory, fetched from the first source that delivers headers which give the identity (all
+// zero: any, by name). Adds the fetched bytes to *n_bytes. Throws IoError naming what each said.
+std::shared_ptr<const gguf::File> pull_headers(const Manifests& manifests,
+                                               const wire::Digest& identity,
+                                               const std::string& name, const CancelFlag* cancel,
+                                               std::atomic<std::uint64_t>* n_bytes);
+
+struct PullJob {
+  const SliceLayout* layout = nullptr;
+  SliceTarget* target = nullptr;
+  const Manifests* manifests = nullptr;
+  const CancelFlag* cancel = nullptr;
+  std::atomic<std::uint64_t>* n_bytes = nullptr;  // fetched, added to
+  std::function<void()> progress;                 // on the calling thread, some times a second
+};
+// Until nothing is missing. Throws IoError when nobody has a tensor, FormatError when a unit does
+// not give its digest twice, what a source threw when all are lost, CancelledError.
+void pull_units(const PullJob& job);
+
+}  // namespace moesaic::cluster

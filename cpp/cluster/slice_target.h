@@ -1,0 +1,77 @@
+// Where the bytes of a slice go while it is fetched: a temporary file of the cache with a journal
+// of finished units, so that a killed process's successor goes on where it ended; or, from the
+// first failing write on, anonymous memory. Not for deciding what to fetch: slice_pull.h.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <shared_mutex>
+#include <string>
+#include <vector>
+
+#include "base/cancel.h"
+#include "cluster/slice_file.h"
+
+namespace moesaic::cluster {
+
+class SliceTarget {
+ public:
+  using Warn = std::function<void(const std::string& text)>;
+  // path: of the finished file; empty: memory at once. The caller holds the slice's lock.
+  SliceTarget(const SliceLayout& layout, const std::string& path, FileOps& ops, Warn warn);
+
+  // Takes up what another process has left. Each finished unit is read and proven again; returns
+  // the bytes read for that.
+  std::uint64_t resume(const CancelFlag* cancel,
+                       const std::function<void(std::uint64_t)>& progress);
+
+  bool has(std::size_t unit) const { return done_[unit].load(std::memory_order_acquire) != 0; }
+  std::vector<std::size_t> missing() const;
+
+  // How often the bytes have moved: those of unfinished units do not move with them.
+  std::uint64_t moves() const { return moves_.load(); }
+  // Any thread. offset: in the slice's file.
+  void write(std::uint64_t offset, std::span<const std::uint8_t> bytes);
+  // Any thread; once all bytes of the unit are written. False: they have been lost in a move after
+  // `moves_before`, fetch them again.
+  bool finish_unit(std::size_t unit, const wire::Digest& digest, std::uint64_t moves_before);
+
+  // When nothing is missing: the file, under its final name, or the memory. Null: a failing disk
+  // has cost some units, which are missing again.
+  std::shared_ptr<const gguf::File> finish();
+  bool is_kept() const { return kept_; }  // finished as a file of the cache
+  std::vector<wire::Digest> digests() const { return digests_; }
+
+  // The names of a slice's temporary files.
+  static std::string part_path(const std::string& path) { return path + ".part"; }
+  static std::string journal_path(const std::string& path) { return path + ".journal"; }
+  static void remove_temporaries(const std::string& path);
+
+ private:
+  void start_file();
+  void append_to_journal(std::size_t unit, const wire::Digest& digest);
+  std::vector<std::pair<std::size_t, wire::Digest>> read_journal() const;
+  std::shared_ptr<const gguf::File> finish_file();
+  void move_to_memory(const FileError& error);
+  bool copy_unit(std::size_t unit);
+
+  const SliceLayout& layout_;
+  std::string path_;
+  FileOps& ops_;
+  Warn warn_;
+  // Shared: writing into file or memory. Exclusive: moving from the one to the other.
+  std::shared_mutex mutex_;
+  Fd part_;
+  Fd journal_;
+  std::mutex journal_mutex_;
+  std::uint64_t journal_bytes_ = 0;
+  SliceBytes memory_;
+  std::uint8_t* data_ = nullptr;  // of memory_
+  std::atomic<std::uint64_t> moves_{0};
+  std::vector<std::atomic<char>> done_;  // by unit
+  std::vector<wire::Digest> digests_;    // of the done ones
+  bool kept_ = false;
+};
+
+}  // namespace moesaic::cluster

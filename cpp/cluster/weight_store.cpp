@@ -1,0 +1,397 @@
+// See weight_store.h. An open() tries the local copy, the cache, and the sources, in this order;
+// whatever it hands out stays known to manifest() and read() as long as somebody holds it.
+#include "cluster/weight_store.h"
+
+#include <algorithm>
+#include <future>
+#include <mutex>
+
+#include "base/digest.h"
+#include "base/errors.h"
+#include "cluster/digest_book.h"
+#include "cluster/hash_units.h"
+#include "cluster/local_files.h"
+#include "cluster/slice_cache.h"
+#include "cluster/slice_pull.h"
+#include "cluster/slice_target.h"
+
+namespace moesaic::cluster {
+namespace {
+
+constexpr std::uint64_t kMaxBlobBytes = std::uint64_t{4} << 20;
+constexpr std::size_t kMaxServed = 4;  // files kept open only because somebody asked for them
+
+// A user's own file, opened.
+struct LocalFile {
+  std::shared_ptr<const gguf::File> file;
+  std::vector<std::string> paths;
+  FileStates states;
+  wire::Digest identity{};
+};
+
+// What others can be served from.
+struct Held {
+  wire::Digest identity{};
+  std::string name;
+  std::weak_ptr<const gguf::File> file;
+  UnitDigests digests;  // of a slice; those of files are in the book under their states
+  FileStates states;
+};
+
+class Store final : public WeightStore {
+ public:
+  Store(const StoreOptions& options, FileOps& ops)
+      : options_(options),
+        ops_(ops),
+        book_(options.cache_dir, ops, [this](auto& event, auto& text) { log(event, text); }) {
+    if (options_.cache_dir.empty()) return;
+    try {
+      cache_ = std::make_unique<SliceCache>(options_.cache_dir, ops_, book_,
+                                            [this](auto& event, auto& text) { log(event, text); });
+    } catch (const IoError& error) {
+      log("cache", strcat("no cache: ", error.what()));
+    }
+  }
+
+  OpenedSlice open(const OpenSlice& request) override {
+    if (!request.name.empty() || request.identity == wire::Digest{}) check_file_name(request.name);
+    if (std::optional<OpenedSlice> local = open_local(request)) return *std::move(local);
+    if (request.tensors.empty()) return open_headers(request);
+    return open_cached(request);
+  }
+
+  void offer(std::shared_ptr<const gguf::File> file, const std::string& name) override {
+    FileStates states;
+    try {
+      states = file_states(file->paths());
+    } catch (const IoError&) {  // from memory, or headers alone: no digests
+    }
+    hold({header_identity(*file), name, file, {}, std::move(states)});
+  }
+
+  std::optional<wire::Manifest> manifest(const wire::ManifestRequest& request) override {
+    wire::Manifest manifest;
+    manifest.request = request.request;
+    if (!fill_from_held(request, manifest)) {
+      if (request.name.empty()) return std::nullopt;
+      check_file_name(request.name);
+      std::optional<LocalFile> local = find_local(request.identity, request.name);
+      if (!local) return std::nullopt;
+      hold({local->identity, request.name, local->file, {}, local->states});
+      {
+        const std::lock_guard lock(mutex_);
+        served_.push_back(local->file);
+        if (served_.size() > kMaxServed) served_.erase(served_.begin());
+      }
+      fill_from_held(request, manifest);
+    }
+    return manifest;
+  }
+
+  std::vector<std::uint8_t> read(const wire::BlobRequest& request) override {
+    if (request.n_bytes == 0 || request.n_bytes > kMaxBlobBytes) {
+      fail<ArgumentError>("[weights] a blob of ", request.n_bytes, " bytes, need 1 to ",
+                          kMaxBlobBytes);
+    }
+    bool known = false;
+    for (const auto& file : held_files(request.identity)) {
+      known = true;
+      if (request.tensor == wire::kHeaderTensor) return read_headers(*file, request);
+      if (request.tensor >= file->tensors().size()) {
+        fail<ArgumentError>("[weights] tensor ", request.tensor, " of ", file->tensors().size());
+      }
+      const gguf::TensorInfo& tensor = file->tensors()[request.tensor];
+      if (request.offset > tensor.n_bytes || request.n_bytes > tensor.n_bytes - request.offset) {
+        fail<ArgumentError>("[weights] bytes ", request.offset, " + ", request.n_bytes, " of ",
+                            tensor.name, ", which has ", tensor.n_bytes);
+      }
+      try {
+        const auto bytes = file->bytes(tensor).subspan(request.offset, request.n_bytes);
+        return {bytes.begin(), bytes.end()};
+      } catch (const ArgumentError&) {  // not of this slice; maybe of another
+      }
+    }
+    fail<IoError>("[weights] ", known ? "this tensor is" : "this model is", " not here");
+  }
+
+  std::uint64_t bytes_read() const override { return bytes_read_; }
+
+ private:
+  void log(const std::string& event, const std::string& text) const {
+    if (options_.log) options_.log(event, text);
+  }
+
+  void hold(Held held) {
+    const std::lock_guard lock(mutex_);
+    const auto file = held.file.lock();
+    std::erase_if(held_, [&](const Held& other) {
+      return other.file.expired() || other.file.lock() == file;
+    });
+    held_.push_back(std::move(held));
+  }
+
+  std::vector<std::shared_ptr<const gguf::File>> held_files(const wire::Digest& identity) {
+    const std::lock_guard lock(mutex_);
+    std::vector<std::shared_ptr<const gguf::File>> files;
+    for (const Held& held : held_) {
+      if (held.identity != identity) continue;
+      if (auto file = held.file.lock()) files.push_back(std::move(file));
+    }
+    return files;
+  }
+
+  bool fill_from_held(const wire::ManifestRequest& request, wire::Manifest& manifest) {
+    const std::lock_guard lock(mutex_);
+    const bool by_name = request.identity == wire::Digest{};
+    UnitDigests digests;
+    bool found = false;
+    for (const Held& held : held_) {
+      const auto file = held.file.lock();
+      if (!file || (by_name ? held.name != request.name : held.identity != request.identity)) {
+        continue;
+      }
+      if (found && held.identity != manifest.identity) continue;  // another file of this name
+      found = true;
+      manifest.identity = held.identity;
+      manifest.name = held.name;
+      manifest.header_bytes = 0;
+      for (const auto header : file->headers()) manifest.header_bytes += header.size();
+      digests.insert(held.digests.begin(), held.digests.end());
+      digests.merge(book_.find(held.states));
+    }
+    manifest.units.reserve(digests.size());
+    for (const auto& [unit, digest] : digests) {
+      manifest.units.push_back({unit.tensor, unit.expert, digest});
+    }
+    return found;
+  }
+
+  static std::vector<std::uint8_t> read_headers(const gguf::File& file,
+                                                const wire::BlobRequest& request) {
+    std::vector<std::uint8_t> joined;
+    for (const auto header : file.headers()) {
+      joined.insert(joined.end(), header.begin(), header.end());
+    }
+    if (request.offset > joined.size() || request.n_bytes > joined.size() - request.offset) {
+      fail<ArgumentError>("[weights] bytes ", request.offset, " + ", request.n_bytes,
+                          " of headers of ", joined.size());
+    }
+    const auto begin = joined.begin() + static_cast<std::ptrdiff_t>(request.offset);
+    return {begin, begin + static_cast<std::ptrdiff_t>(request.n_bytes)};
+  }
+
+  // The first file of this name whose headers give the identity (zero: the first that is one).
+  std::optional<LocalFile> find_local(const wire::Digest& identity, const std::string& name) {
+    for (const std::string& path : files_named(options_.models_dir, name)) {
+      try {
+        LocalFile local;
+        local.file = gguf::File::open(path);
+        local.paths.assign(local.file->paths().begin(), local.file->paths().end());
+        local.states = file_states(local.paths);
+        local.identity = header_identity(*local.file);
+        if (identity == wire::Digest{} || identity == local.identity) return local;
+        log("local",
+            strcat(path, ": another file of this name, not used: its headers have identity ",
+                   to_hex(local.identity).substr(0, 12), ", asked for is ",
+                   to_hex(identity).substr(0, 12)));
+      } catch (const Error& error) {
+        log("local", strcat(path, ": not used: ", error.what()));
+      }
+    }
+    return std::nullopt;
+  }
+
+  std::optional<OpenedSlice> open_local(const OpenSlice& request) {
+    if (request.name.empty()) return std::nullopt;
+    std::optional<LocalFile> local = find_local(request.identity, request.name);
+    if (!local) return std::nullopt;
+    OpenedSlice opened;
+    opened.source = "local copy";
+    opened.file = local->file;
+    if (!request.tensors.empty()) {
+      try {
+        prove_local(request, *local, opened.bytes_read);
+      } catch (const IoError& error) {
+        log("local", strcat(local->paths[0], ": not used: ", error.what()));
+        return std::nullopt;
+      }
+    }
+    hold({local->identity, request.name, local->file, {}, local->states});
+    return opened;
+  }
+
+  // Makes the digests of the slice's units that the policy asks for, compares them with those that
+  // are remembered and with what the sources know, and remembers them. Throws FormatError when a
+  // source knows others, IoError when the file cannot be read or is no longer what it was.
+  void prove_local(const OpenSlice& request, const LocalFile& local, std::uint64_t& n_read) {
+    const auto tensors = tensor_indices(*local.file, request.tensors);
+    const std::vector<UnitKey> wanted = units_of(*local.file, tensors);
+    const UnitDigests known = book_.find(local.states);
+    if (request.digests == wire::DigestPolicy::kNever) return;
+    const std::vector<UnitKey> units =
+        request.digests == wire::DigestPolicy::kAlways ? wanted : unknown_units(wanted, known);
+    if (units.empty()) return;
+    std::future<Manifests> others = std::async(std::launch::async, [&] {
+      return ask_manifests(request.sources, local.identity, request.name, request.cancel);
+    });
+    const UnitDigests made = hash_local(request, local, units, n_read);
+    for (const auto& [unit, digest] : made) {
+      const auto before = known.find(unit);
+      if (before != known.end() && before->second != digest) {
+        book_.forget(local.states);
+        fail<IoError>(unit_name(*local.file, unit),
+                      ": its bytes have changed though the file's times have not: the disk or the "
+                      "memory is failing");
+      }
+    }
+    compare(local, made, others.get());
+    book_.add(local.states, made);
+  }
+
+  UnitDigests hash_local(const OpenSlice& request, const LocalFile& local,
+                         const std::vector<UnitKey>& units, std::uint64_t& n_read) {
+    let_stamps_settle(local.states);
+    HashJob job;
+    job.paths = local.paths;
+    job.cancel = request.cancel;
+    std::uint64_t total = 0;
+    for (const UnitKey& unit : units) {
+      const gguf::TensorInfo& tensor = local.file->tensors()[unit.tensor];
+      const std::uint64_t n = unit_bytes(tensor);
+      job.pieces.push_back(
+          {static_cast<std::size_t>(tensor.file), tensor.offset + unit.expert * n, n});
+      total += n;
+    }
+    job.progress = [&](std::uint64_t done) {
+      bytes_read_ += done - n_read;
+      n_read = done;
+      if (request.progress) request.progress(done, total, "verify");
+    };
+    const std::vector<wire::Digest> digests = hash_units(job, ops_);
+    if (file_states(job.paths) != local.states) {
+      fail<IoError>("[weights] ", local.paths[0], ": changed while it was read");
+    }
+    UnitDigests made;
+    for (std::size_t i = 0; i < units.size(); ++i) made[units[i]] = digests[i];
+    return made;
+  }
+
+  static void compare(const LocalFile& local, const UnitDigests& made, const Manifests& others) {
+    for (const SourceManifest& other : others.found) {
+      for (const wire::UnitDigest& theirs : other.manifest.units) {
+        const auto ours = made.find({theirs.tensor, theirs.expert});
+        if (ours == made.end() || ours->second == theirs.sha256) continue;
+        fail<FormatError>("[weights] ", local.paths[0], ": ", unit_name(*local.file, ours->first),
+                          " differs from the same on ", other.source->name(),
+                          ": one of the two files is damaged; compare their SHA-256 sums and "
+                          "replace the bad one");
+      }
+    }
+  }
+
+  OpenedSlice open_headers(const OpenSlice& request) {
+    const Manifests manifests =
+        ask_manifests(request.sources, request.identity, request.name, request.cancel);
+    OpenedSlice opened;
+    opened.file =
+        pull_headers(manifests, request.identity, request.name, request.cancel, &bytes_read_);
+    opened.source = "pulled, not kept";
+    return opened;
+  }
+
+  OpenedSlice open_cached(const OpenSlice& request) {
+    OpenedSlice opened;
+    std::optional<SliceCache::Lock> lock;
+    std::string path;
+    // Without an identity there is no name in the cache: the slice is pulled.
+    if (cache_ && request.identity != wire::Digest{}) {
+      path = cache_->path_of(request.identity, request.tensors);
+      try {
+        lock = cache_->lock(path, request.cancel);
+      } catch (const FileError& error) {
+        log("cache", strcat("not used: ", error.what()));
+        path.clear();
+      }
+    }
+    if (lock) {
+      SliceCache::Query query{request.identity, request.tensors, request.name,
+                              request.digests,  request.cancel,  {}};
+      query.progress = [&](std::uint64_t done, std::uint64_t total) {
+        if (request.progress) request.progress(done, total, "verify");
+      };
+      std::uint64_t wasted = 0;
+      std::optional<SliceCache::Found> found = cache_->open(query, &wasted);
+      opened.bytes_read = wasted + (found ? found->bytes_read : 0);
+      bytes_read_ += opened.bytes_read;
+      if (found) {
+        opened.file = found->file;
+        opened.source = "cache";
+        hold({request.identity, request.name, opened.file, std::move(found->digests), {}});
+        return opened;
+      }
+    }
+    pull(request, path, opened);
+    return opened;
+  }
+
+  // path: of the cache's file; empty: not kept. The slice's lock is held.
+  void pull(const OpenSlice& request, const std::string& path, OpenedSlice& opened) {
+    const Manifests manifests =
+        ask_manifests(request.sources, request.identity, request.name, request.cancel);
+    std::atomic<std::uint64_t> n_fetched{0};
+    const SliceLayout layout = make_layout(
+        pull_headers(manifests, request.identity, request.name, request.cancel, &n_fetched),
+        request.tensors);
+    SliceTarget target(layout, path, ops_, [this](const std::string& text) { log("cache", text); });
+    const auto report = [&](std::uint64_t done) {
+      if (request.progress) {
+        request.progress(std::min(done, layout.weights_bytes), layout.weights_bytes, "pull");
+      }
+    };
+    const std::uint64_t resumed = target.resume(request.cancel, report);
+    std::shared_ptr<const gguf::File> file;
+    while (!file) {
+      PullJob job{&layout, &target, &manifests, request.cancel, &n_fetched, {}};
+      job.progress = [&] { report(resumed + n_fetched); };
+      try {
+        pull_units(job);
+      } catch (...) {
+        bytes_read_ += resumed + n_fetched;
+        throw;
+      }
+      file = target.finish();
+    }
+    report(layout.weights_bytes);
+    bytes_read_ += resumed + n_fetched;
+    opened.bytes_read += resumed + n_fetched;
+    opened.file = file;
+    opened.source = target.is_kept() ? "pulled" : "pulled, not kept";
+    UnitDigests digests;
+    const std::vector<wire::Digest> made = target.digests();
+    for (std::size_t i = 0; i < made.size(); ++i) digests[layout.units[i]] = made[i];
+    if (target.is_kept()) cache_->remember(path, digests);
+    hold({layout.identity, request.name, file, std::move(digests), {}});
+  }
+
+  StoreOptions options_;
+  FileOps& ops_;
+  DigestBook book_;
+  std::unique_ptr<SliceCache> cache_;  // null: nothing is kept
+  std::atomic<std::uint64_t> bytes_read_{0};
+  std::mutex mutex_;
+  std::vector<Held> held_;
+  std::vector<std::shared_ptr<const gguf::File>> served_;
+};
+
+FileOps& system_ops() {
+  static FileOps ops;
+  return ops;
+}
+
+}  // namespace
+
+std::unique_ptr<WeightStore> WeightStore::make(const StoreOptions& options) {
+  return std::make_unique<Store>(options, options.ops == nullptr ? system_ops() : *options.ops);
+}
+
+}  // namespace moesaic::cluster

@@ -1,0 +1,353 @@
+// The store from its border: local copies, the cache, pulls, what is read and how often, and what
+// it tells others.
+#include "cluster/weight_store.h"
+
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+
+#include "cluster/weight_rig.h"
+
+namespace moesaic::cluster::testing {
+namespace {
+
+class WeightStoreTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    fs::create_directory(models / "");
+    model_path = write_model(origin);
+    whole = gguf::File::open(model_path);
+    identity = header_identity(*whole);
+    tensors = layer_tensors(1, 3);
+    slice_bytes = bytes_of(*whole, tensors);
+  }
+
+  OpenSlice request(const std::vector<std::shared_ptr<BlobSource>>& sources = {}) const {
+    OpenSlice slice;
+    slice.identity = identity;
+    slice.name = "m.gguf";
+    slice.tensors = tensors;
+    slice.sources = sources;
+    return slice;
+  }
+  std::shared_ptr<FileSource> source(const std::string& name = "source:1") const {
+    return std::make_shared<FileSource>(whole, name);
+  }
+  std::string cached_file() const {
+    const auto names = cache.names(".slice");
+    return names.size() == 1 ? cache / names[0] : "";
+  }
+
+  Folder origin;
+  Folder models;
+  Folder cache;
+  std::string model_path;
+  std::shared_ptr<const gguf::File> whole;
+  wire::Digest identity{};
+  std::vector<std::string> tensors;
+  std::uint64_t slice_bytes = 0;
+};
+
+TEST_F(WeightStoreTest, ALocalCopyIsReadOnceEver) {
+  fs::create_directories(models / "deep/er");
+  fs::copy_file(model_path, models / "deep/er/m.gguf");
+  {
+    Rig rig(models.str(), cache.str());
+    const OpenedSlice first = rig.store->open(request());
+    EXPECT_EQ(first.source, "local copy");
+    EXPECT_EQ(first.bytes_read, slice_bytes);
+    expect_same_weights(*first.file, *whole, tensors);
+    EXPECT_EQ(rig.store->open(request()).bytes_read, 0U);
+  }
+  Rig again(models.str(), cache.str());
+  EXPECT_EQ(again.store->open(request()).bytes_read, 0U);
+  EXPECT_EQ(again.store->bytes_read(), 0U);
+  // More of the same file: only what is new.
+  OpenSlice more = request();
+  more.tensors = layer_tensors(0, 3);
+  EXPECT_EQ(again.store->open(more).bytes_read, bytes_of(*whole, layer_tensors(0, 1)));
+}
+
+TEST_F(WeightStoreTest, PoliciesAlwaysAndNever) {
+  fs::copy_file(model_path, models / "m.gguf");
+  Rig rig(models.str(), cache.str());
+  OpenSlice slice = request();
+  slice.digests = wire::DigestPolicy::kNever;
+  EXPECT_EQ(rig.store->open(slice).bytes_read, 0U);
+  slice.digests = wire::DigestPolicy::kAlways;
+  EXPECT_EQ(rig.store->open(slice).bytes_read, slice_bytes);
+  EXPECT_EQ(rig.store->open(slice).bytes_read, slice_bytes);
+}
+
+TEST_F(WeightStoreTest, ASplitSetIsFoundByItsFirstPart) {
+  for (int part = 0; part < 3; ++part) {
+    gguf::Writer writer;
+    if (part == 0) writer.add_string("general.architecture", "test");
+    writer.add_uint("split.no", gguf::ValueType::kU16, static_cast<std::uint64_t>(part));
+    writer.add_uint("split.count", gguf::ValueType::kU16, 3);
+    add_layers(writer, {}, part, part + 1);
+    writer.write(models / strcat("s-0000", part + 1, "-of-00003.gguf"));
+  }
+  const auto split = gguf::File::open(models / "s-00001-of-00003.gguf");
+  Rig rig(models.str(), cache.str());
+  OpenSlice slice = request();
+  slice.identity = header_identity(*split);
+  slice.name = "s-00001-of-00003.gguf";
+  const OpenedSlice opened = rig.store->open(slice);
+  EXPECT_EQ(opened.source, "local copy");
+  EXPECT_EQ(opened.bytes_read, slice_bytes);
+  expect_same_weights(*opened.file, *whole, tensors);
+  EXPECT_EQ(rig.store->open(slice).bytes_read, 0U);
+
+  // And pulled by somebody who has no part of it.
+  Folder empty;
+  Rig puller("", empty.str());
+  slice.sources = {std::make_shared<FileSource>(split)};
+  const OpenedSlice pulled = puller.store->open(slice);
+  EXPECT_EQ(pulled.source, "pulled");
+  expect_same_weights(*pulled.file, *whole, tensors);
+  EXPECT_EQ(pulled.file->paths()[2], "s-00003-of-00003.gguf");
+}
+
+TEST_F(WeightStoreTest, AnotherFileUnderTheNameIsNotUsed) {
+  write_model(models, "m.gguf", {.n_layers = 4});
+  fs::create_directory(models / "sub");
+  fs::copy_file(model_path, models / "sub/m.gguf");
+  Rig rig(models.str(), cache.str());
+  const OpenedSlice opened = rig.store->open(request());
+  EXPECT_EQ(opened.source, "local copy");
+  EXPECT_EQ(opened.file->paths()[0], models / "sub/m.gguf");
+  EXPECT_EQ(rig.logged("another file of this name"), 1);
+  fs::remove(models / "sub/m.gguf");
+  const std::string text = thrown<IoError>([&] { rig.store->open(request()); });
+  EXPECT_NE(text.find("nobody has it"), std::string::npos) << text;
+}
+
+TEST_F(WeightStoreTest, ARewrittenFileIsReadAgain) {
+  const std::string path = models / "m.gguf";
+  fs::copy_file(model_path, path);
+  const fs::file_time_type time = fs::last_write_time(path);
+  Rig rig(models.str(), cache.str());
+  rig.store->open(request());
+  // The same size, other weights, and the old times put back, as `cp -p` of another file would.
+  Bytes bytes = read_file(path);
+  bytes[bytes.size() - 100] ^= 1;
+  write_file(path, bytes);
+  fs::last_write_time(path, time);
+  EXPECT_EQ(rig.store->open(request()).bytes_read, slice_bytes);
+  // Another inode with the same bytes.
+  fs::copy_file(path, models / "copy");
+  fs::rename(models / "copy", path);
+  fs::last_write_time(path, time);
+  EXPECT_EQ(rig.store->open(request()).bytes_read, slice_bytes);
+  EXPECT_EQ(rig.store->open(request()).bytes_read, 0U);
+}
+
+TEST_F(WeightStoreTest, ClocksMayJump) {
+  const std::string path = models / "m.gguf";
+  fs::copy_file(model_path, path);
+  Rig rig(models.str(), cache.str());
+  // A time stamp far in the future, then one far in the past: neither hides a change.
+  for (const auto jump : {std::chrono::hours(24 * 365 * 20), -std::chrono::hours(24 * 365 * 20)}) {
+    fs::last_write_time(path, fs::file_time_type::clock::now() + jump);
+    EXPECT_EQ(rig.store->open(request()).bytes_read, slice_bytes);
+    EXPECT_EQ(rig.store->open(request()).bytes_read, 0U);
+  }
+}
+
+TEST_F(WeightStoreTest, ADifferenceFromAPeerIsNamed) {
+  fs::copy_file(model_path, models / "m.gguf");
+  Rig rig(models.str(), cache.str());
+  const auto peer = source("10.0.0.3:9777");
+  peer->digests = digests_of(*whole);
+  const UnitKey unit{tensor_indices(*whole, {"blk.2.ffn_up_exps.weight"})[0], 2};
+  ASSERT_TRUE(peer->digests.contains(unit));
+  peer->digests[unit][5] ^= 1;
+  const std::string text = thrown<FormatError>([&] { rig.store->open(request({peer})); });
+  EXPECT_NE(text.find("blk.2.ffn_up_exps.weight, expert 2"), std::string::npos) << text;
+  EXPECT_NE(text.find("10.0.0.3:9777"), std::string::npos) << text;
+  // Not remembered as proven: the next load finds it again.
+  thrown<FormatError>([&] { rig.store->open(request({peer})); });
+  peer->digests[unit][5] ^= 1;
+  EXPECT_EQ(rig.store->open(request({peer})).bytes_read, slice_bytes);
+  // A warm start asks nobody.
+  const int asked = peer->n_manifests;
+  EXPECT_EQ(rig.store->open(request({peer})).bytes_read, 0U);
+  EXPECT_EQ(peer->n_manifests, asked);
+}
+
+TEST_F(WeightStoreTest, PullsItsSliceOnceEver) {
+  const std::uint64_t header = whole->headers()[0].size();
+  const auto a = source();
+  {
+    Rig rig("", cache.str());
+    std::uint64_t last = 0;
+    OpenSlice slice = request({a});
+    slice.progress = [&](std::uint64_t done, std::uint64_t total, const char* what) {
+      EXPECT_GE(done, last);
+      EXPECT_EQ(total, slice_bytes);
+      EXPECT_STREQ(what, "pull");
+      last = done;
+    };
+    const OpenedSlice opened = rig.store->open(slice);
+    EXPECT_EQ(last, slice_bytes);
+    EXPECT_EQ(opened.source, "pulled");
+    EXPECT_EQ(opened.bytes_read, slice_bytes + header);
+    EXPECT_EQ(a->n_bytes, slice_bytes + header);
+    expect_same_weights(*opened.file, *whole, tensors);
+    EXPECT_THROW(opened.file->bytes(*opened.file->find_tensor("blk.0.attn_q.weight")),
+                 ArgumentError);
+  }
+  EXPECT_EQ(cache.names(".part").size() + cache.names(".journal").size(), 0U);
+  Rig rig("", cache.str());  // without anybody to ask
+  const OpenedSlice warm = rig.store->open(request());
+  EXPECT_EQ(warm.source, "cache");
+  EXPECT_EQ(warm.bytes_read, 0U);
+  expect_same_weights(*warm.file, *whole, tensors);
+  OpenSlice always = request();
+  always.digests = wire::DigestPolicy::kAlways;
+  EXPECT_EQ(rig.store->open(always).bytes_read, slice_bytes);
+}
+
+TEST_F(WeightStoreTest, WithoutACacheNothingIsKept) {
+  const auto a = source();
+  Rig rig("", "");
+  const OpenedSlice opened = rig.store->open(request({a}));
+  EXPECT_EQ(opened.source, "pulled, not kept");
+  expect_same_weights(*opened.file, *whole, tensors);
+  EXPECT_TRUE(rig.log.empty());
+}
+
+TEST_F(WeightStoreTest, AFlippedBitIsFoundSetAsideAndPulledAgain) {
+  const auto a = source();
+  { Rig("", cache.str()).store->open(request({a})); }
+  const std::string path = cached_file();
+  ASSERT_FALSE(path.empty());
+  for (int round = 0; round < 2; ++round) {
+    Bytes bytes = read_file(path);
+    bytes[bytes.size() / 2] ^= 0x10;
+    write_file(path, bytes);
+    Rig rig("", cache.str());
+    const OpenedSlice opened = rig.store->open(request({a}));
+    EXPECT_EQ(opened.source, "pulled");
+    expect_same_weights(*opened.file, *whole, tensors);
+    EXPECT_EQ(rig.logged("quarantine"), 1);
+    EXPECT_EQ(cache.names(".bad").size(), 1U);
+  }
+  // Nobody to pull from: an error, never the bad bytes.
+  Bytes bytes = read_file(path);
+  bytes[bytes.size() / 2] ^= 0x10;
+  write_file(path, bytes);
+  Rig rig("", cache.str());
+  thrown<IoError>([&] { rig.store->open(request()); });
+}
+
+TEST_F(WeightStoreTest, HeadersAlone) {
+  const auto a = source();
+  Rig rig("", cache.str());
+  OpenSlice slice = request({a});
+  slice.tensors.clear();
+  for (const wire::Digest& by : {identity, wire::Digest{}}) {
+    slice.identity = by;
+    const OpenedSlice opened = rig.store->open(slice);
+    EXPECT_EQ(header_identity(*opened.file), identity);
+    EXPECT_THROW(opened.file->bytes(opened.file->tensors()[0]), ArgumentError);
+  }
+  fs::copy_file(model_path, models / "m.gguf");
+  Rig local(models.str(), "");
+  EXPECT_EQ(local.store->open(slice).source, "local copy");
+}
+
+TEST_F(WeightStoreTest, NamesThatAreNoFileNamesAreRefused) {
+  fs::copy_file(model_path, models / "m.gguf");
+  fs::create_directory(models / "sub");
+  Rig rig((models / "sub"), cache.str());
+  for (const std::string& name :
+       {std::string("../m.gguf"), models / "m.gguf", std::string(".."), std::string("."),
+        std::string("a\0b", 3), std::string(300, 'a'), std::string("a\\b")}) {
+    OpenSlice slice = request();
+    slice.name = name;
+    thrown<ArgumentError>([&] { rig.store->open(slice); });
+    wire::ManifestRequest ask;
+    ask.name = name;
+    thrown<ArgumentError>([&] { rig.store->manifest(ask); });
+  }
+}
+
+TEST_F(WeightStoreTest, AnswersForWhatItHas) {
+  fs::copy_file(model_path, models / "m.gguf");
+  Rig rig(models.str(), cache.str());
+  wire::ManifestRequest ask;
+  ask.request = 7;
+  ask.name = "m.gguf";
+  auto manifest = rig.store->manifest(ask);  // by name
+  ASSERT_TRUE(manifest.has_value());
+  EXPECT_EQ(manifest->request, 7U);
+  EXPECT_EQ(manifest->identity, identity);
+  EXPECT_EQ(manifest->header_bytes, whole->headers()[0].size());
+  EXPECT_TRUE(manifest->units.empty());  // none made yet
+  EXPECT_EQ(rig.store->bytes_read(), 0U);
+  rig.store->open(request());
+  ask.identity = identity;
+  manifest = rig.store->manifest(ask);
+  ASSERT_TRUE(manifest.has_value());
+  const UnitDigests want = digests_of(*whole);
+  EXPECT_EQ(manifest->units.size(), units_of(*whole, tensor_indices(*whole, tensors)).size());
+  for (const wire::UnitDigest& unit : manifest->units) {
+    EXPECT_EQ(unit.sha256, want.at({unit.tensor, unit.expert}));
+  }
+  ask.identity[0] ^= 1;
+  EXPECT_FALSE(rig.store->manifest(ask).has_value());
+
+  wire::BlobRequest blob;
+  blob.identity = identity;
+  blob.tensor = 1;
+  blob.offset = 10;
+  blob.n_bytes = 100;
+  const auto bytes = rig.store->read(blob);
+  EXPECT_EQ(bytes, Bytes(whole->bytes(whole->tensors()[1]).begin() + 10,
+                         whole->bytes(whole->tensors()[1]).begin() + 110));
+  const auto refused = [&](std::uint32_t tensor, std::uint64_t offset, std::uint64_t n) {
+    blob.tensor = tensor;
+    blob.offset = offset;
+    blob.n_bytes = n;
+    thrown<ArgumentError>([&] { rig.store->read(blob); });
+  };
+  refused(1, 25600, 1);
+  refused(1, 25599, 2);
+  refused(1, ~std::uint64_t{0}, 2);
+  refused(1, 0, 0);
+  refused(1, 0, (4U << 20) + 1);
+  refused(9, 0, 1);
+  refused(wire::kHeaderTensor, manifest->header_bytes, 1);
+  blob.identity[0] ^= 1;
+  blob.tensor = 1;
+  blob.n_bytes = 1;
+  thrown<IoError>([&] { rig.store->read(blob); });
+}
+
+TEST_F(WeightStoreTest, OffersAreServedAsLongAsTheyAreHeld) {
+  Rig rig("", "");
+  rig.store->offer(whole, "mine.gguf");
+  wire::ManifestRequest ask;
+  ask.identity = identity;
+  ASSERT_TRUE(rig.store->manifest(ask).has_value());
+  whole.reset();
+  EXPECT_FALSE(rig.store->manifest(ask).has_value());
+}
+
+TEST_F(WeightStoreTest, APulledSliceIsServedOn) {
+  const auto a = source();
+  Rig rig("", cache.str());
+  const OpenedSlice held = rig.store->open(request({a}));
+  wire::BlobRequest blob;
+  blob.identity = identity;
+  blob.tensor = tensor_indices(*whole, tensors)[0];
+  blob.n_bytes = 256;
+  const auto want = whole->bytes(whole->tensors()[blob.tensor]);
+  EXPECT_EQ(rig.store->read(blob), Bytes(want.begin(), want.begin() + 256));
+  blob.tensor = 0;  // layer 0: not of the slice
+  thrown<IoError>([&] { rig.store->read(blob); });
+}
+
+}  // namespace
+}  // namespace moesaic::cluster::testing
