@@ -278,6 +278,7 @@ class Backend {
     std::int64_t kv_lora = 0;  // 0: no MLA
   };
   virtual std::size_t scratch_bytes(const ScratchSpec& spec) const = 0;
+  // Never shrinks: several forward passes may share a backend, one at a time.
   virtual void reserve(const ScratchSpec& spec) = 0;
 };
 

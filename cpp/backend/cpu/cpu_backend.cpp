@@ -1,6 +1,7 @@
 // Construction, memory and the plan of scratch.
 #include "backend/cpu/cpu_backend.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "backend/registry.h"
@@ -20,6 +21,24 @@ void check_range(std::size_t size, std::size_t offset, std::size_t n_bytes, cons
     fail<InternalError>("[cpu.", op, "] bytes [", offset, ", +", n_bytes, ") of a buffer of ",
                         size);
   }
+}
+
+// What serves both: a backend may be shared by several forward passes, one at a time.
+Backend::ScratchSpec larger_of(const Backend::ScratchSpec& a, const Backend::ScratchSpec& b) {
+  const auto slot_cols = [](const Backend::ScratchSpec& spec) {
+    return spec.max_slot_cols == 0 ? spec.max_cols : spec.max_slot_cols;
+  };
+  Backend::ScratchSpec spec;
+  spec.max_rows = std::max(a.max_rows, b.max_rows);
+  spec.max_cols = std::max(a.max_cols, b.max_cols);
+  spec.max_slots = std::max(a.max_slots, b.max_slots);
+  spec.max_slot_cols = std::max(slot_cols(a), slot_cols(b));
+  spec.max_n_ctx = std::max(a.max_n_ctx, b.max_n_ctx);
+  spec.n_heads = std::max(a.n_heads, b.n_heads);
+  spec.d_k = std::max(a.d_k, b.d_k);
+  spec.d_v = std::max(a.d_v, b.d_v);
+  spec.kv_lora = std::max(a.kv_lora, b.kv_lora);
+  return spec;
 }
 
 }  // namespace
@@ -54,7 +73,8 @@ std::size_t CpuBackend::scratch_bytes(const ScratchSpec& spec) const {
   return plan_scratch(spec, table_, pool_.size()).total(pool_.size());
 }
 
-void CpuBackend::reserve(const ScratchSpec& spec) {
+void CpuBackend::reserve(const ScratchSpec& wanted) {
+  const ScratchSpec spec = larger_of(reserved_, wanted);
   const ScratchPlan plan = plan_scratch(spec, table_, pool_.size());
   AlignedBuffer scratch(plan.total(pool_.size()));
   lists_.reserve(std::max({spec.max_rows, spec.max_slots, spec.max_rows * spec.n_heads}));
