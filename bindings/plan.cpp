@@ -67,8 +67,6 @@ cluster::NodePlan node_from(const py::dict& dict) {
   }
   node.layer_begin = layers[0];
   node.layer_end = layers[1];
-  node.embed = field<bool>(dict, "embed", kOf);
-  node.head = field<bool>(dict, "head", kOf);
   node.weights_bytes = field<double>(dict, "weights_bytes", kOf);
   node.kv_bytes = field<double>(dict, "kv_bytes", kOf);
   node.scratch_bytes = field<double>(dict, "scratch_bytes", kOf);
@@ -97,10 +95,10 @@ struct Request {
   cluster::PlanOptions options;
 };
 
-Request request_from(const std::vector<py::dict>& nodes, const py::dict& options) {
+Request request_from(const std::vector<Dict>& nodes, const Dict& options) {
   constexpr const char* kOf = "options";
   Request request;
-  for (const py::dict& node : nodes) request.nodes.push_back(facts_from(node));
+  for (const Dict& node : nodes) request.nodes.push_back(facts_from(node));
   request.load.deterministic = field<bool>(options, "deterministic", kOf);
   request.load.kv_type = kv_type_from(field<std::string>(options, "kv_type", kOf), "plan");
   cluster::PlanOptions& plan = request.options;
@@ -115,7 +113,7 @@ Request request_from(const std::vector<py::dict>& nodes, const py::dict& options
   return request;
 }
 
-Dict plan(const PlanModel& model, const std::vector<py::dict>& nodes, const py::dict& options,
+Dict plan(const PlanModel& model, const std::vector<Dict>& nodes, const Dict& options,
           const std::optional<std::vector<std::int64_t>>& ends) {
   const Request request = request_from(nodes, options);
   cluster::Plan made;
@@ -171,6 +169,11 @@ cluster::Plan plan_from_dict(const py::dict& dict) {
     }
     begin = p.layer_end;
   }
+  for (cluster::NodePlan& node : plan.nodes) {  // follow from the layers, which people edit
+    const bool is_used = node.layer_end > node.layer_begin;
+    node.embed = is_used && node.layer_begin == 0;
+    node.head = is_used && node.layer_end == begin;
+  }
   for (const py::dict& row : field<std::vector<py::dict>>(dict, "predictions", kOf)) {
     constexpr const char* kPrediction = "a prediction";
     plan.predictions.push_back(
@@ -223,7 +226,7 @@ void register_plan(py::module_& m) {
         py::arg("layer_ends") = py::none(),
         "A plan as a dict: the best one, or that with the given end of each node's layers.");
   m.def(
-      "check_plan", [](const py::dict& dict) { return plan_to_dict(plan_from_dict(dict)); },
+      "check_plan", [](const Dict& dict) { return plan_to_dict(plan_from_dict(dict)); },
       py::arg("plan"), "A plan's dict with every value checked and of its type.");
   m.def(
       "measure",

@@ -35,6 +35,7 @@ from moesaic.errors import (
 if TYPE_CHECKING:
     from moesaic.gguf import GGUF, Tensor, dequantize, quantize, write_gguf
     from moesaic.model import Chunk, Generation, Model, Session
+    from moesaic.plan import Plan
     from moesaic.tokenizer import Tokenizer
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "MoesaicError",
     "NetError",
     "OutOfMemoryError",
+    "Plan",
     "ProtocolError",
     "QueueFullError",
     "Session",
@@ -74,6 +76,7 @@ _HOMES = {
     "Chunk": "model",
     "Generation": "model",
     "Model": "model",
+    "Plan": "plan",
     "Session": "model",
     "Tokenizer": "tokenizer",
 }

@@ -13,6 +13,7 @@ __all__: list[str] = [
     "Engine",
     "GGUFFile",
     "GGUFWriter",
+    "PlanModel",
     "RequestSpec",
     "SamplerSpec",
     "Session",
@@ -20,6 +21,7 @@ __all__: list[str] = [
     "available_cpus",
     "available_isas",
     "available_memory_bytes",
+    "check_plan",
     "dequantize",
     "describe",
     "engine_config",
@@ -27,8 +29,11 @@ __all__: list[str] = [
     "isa",
     "load_model",
     "load_session",
+    "measure",
     "memory_need",
     "open_session",
+    "plan",
+    "qtype_ids",
     "qtypes",
     "quantize",
     "token_ids",
@@ -277,6 +282,29 @@ class Batch:
         Indices of requests with news; hears Ctrl-C.
         """
 
+class PlanModel:
+    """
+    A model to plan for, of its headers alone.
+    """
+    @staticmethod
+    def from_gguf(file: GGUFFile) -> PlanModel:
+        """
+        Of an open file, which may be without weights.
+        """
+    @staticmethod
+    def from_headers(headers: bytes, name: str) -> PlanModel:
+        """
+        Of the headers of all parts, one after the other.
+        """
+    def __init__(self, path: bytes) -> None:
+        """
+        Of a file by its encoded path.
+        """
+    @property
+    def n_ctx_train(self) -> int: ...
+    @property
+    def n_layers(self) -> int: ...
+
 def _throw(name: str, message: str) -> None:
     """
     Throw the core's error of that name (for tests of the translation).
@@ -300,6 +328,11 @@ def available_isas() -> list[str]:
 def available_memory_bytes() -> int:
     """
     Bytes of memory this process could still take (MemAvailable, cgroup limit).
+    """
+
+def check_plan(plan: dict[str, typing.Any]) -> dict[str, typing.Any]:
+    """
+    A plan's dict with every value checked and of its type.
     """
 
 def dequantize(
@@ -363,6 +396,11 @@ def load_session(engine: Engine, path: bytes) -> Session:
     Read from an encoded path.
     """
 
+def measure(threads: typing.SupportsInt | typing.SupportsIndex) -> tuple[float, float]:
+    """
+    This machine's (weights bytes per second, int8 operations per second).
+    """
+
 def memory_need(
     path: bytes, n_ctx: typing.SupportsInt | typing.SupportsIndex
 ) -> dict[str, typing.Any]:
@@ -371,6 +409,21 @@ def memory_need(
     """
 
 def open_session(engine: Engine) -> Session: ...
+def plan(
+    model: PlanModel,
+    nodes: collections.abc.Sequence[dict[str, typing.Any]],
+    options: dict[str, typing.Any],
+    layer_ends: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] | None = None,
+) -> dict[str, typing.Any]:
+    """
+    A plan as a dict: the best one, or that with the given end of each node's layers.
+    """
+
+def qtype_ids() -> dict[str, int]:
+    """
+    Element types by name, as a file numbers them.
+    """
+
 def qtypes() -> list[tuple[str, int, int, bool]]:
     """
     (name, elements per block, bytes per block, can be written) of every element type.

@@ -13,6 +13,7 @@ import typer
 from moesaic import _core
 from moesaic.cli import options as o
 from moesaic.cli.terminal import command, human_bytes, one_line, plain, print_json, table
+from moesaic.description import describe_metadata
 from moesaic.errors import FormatError
 from moesaic.gguf import GGUF, Tensor
 
@@ -31,7 +32,9 @@ def inspect(
     with GGUF(file) as gguf:
         report = describe(gguf)
         if as_json:
-            print_json(report | {"tensors": [tensor_row(n, t) for n, t in gguf.tensors.items()]})
+            # With these two it is a description, which `moesaic plan` takes instead of the file.
+            rows = [tensor_row(n, t) for n, t in gguf.tensors.items()]
+            print_json(report | {"metadata": describe_metadata(gguf), "tensors": rows})
             return
         print_report(report)
         if metadata:

@@ -1,0 +1,113 @@
+"""``moesaic plan MODEL``: which machine would hold what, before anything is bought or fetched."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+from moesaic.cli import options as o
+from moesaic.cli.terminal import command
+from moesaic.errors import ArgumentError
+from moesaic.plan import Plan
+
+
+@command
+def plan(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A GGUF file, what `moesaic inspect FILE --json` printed of one, or kimi-k2.5.",
+            show_default=False,
+        ),
+    ],
+    nodes: Annotated[
+        str, typer.Option("--nodes", help="How many, or their names with commas.")
+    ] = "1",
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            "--memory",
+            help="Of each node, like 128G; with commas one for each.  [default: as here]",
+            show_default=False,
+        ),
+    ] = None,
+    bandwidth: Annotated[
+        str | None,
+        typer.Option(
+            "--bandwidth",
+            help="Bytes of memory read in a second, like 215G.  [default: measured here]",
+            show_default=False,
+        ),
+    ] = None,
+    matmul: Annotated[
+        str | None,
+        typer.Option(
+            "--matmul",
+            help="Int8 operations in a second, like 30T.  [default: measured here]",
+            show_default=False,
+        ),
+    ] = None,
+    rtt: Annotated[str, typer.Option("--rtt", help="Round trip to the next node.")] = "0.2ms",
+    link: Annotated[
+        str, typer.Option("--link", help="Rate to the next node: 5Gb are bits, 600MB bytes.")
+    ] = "1Gb",
+    threads: o.Threads = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            "--layers",
+            help="How many for each node, with commas.  [default: the best cut]",
+            show_default=False,
+        ),
+    ] = None,
+    n_ctx: Annotated[
+        int, typer.Option("--n-ctx", "-c", help="Longest sequence, in tokens.")
+    ] = 4096,
+    kv_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--kv-tokens",
+            help="Cached tokens of all sequences together.  [default: n-ctx]",
+            show_default=False,
+        ),
+    ] = None,
+    strategy: Annotated[str, typer.Option("--strategy", help="auto or pipeline.")] = "auto",
+    wire: Annotated[str, typer.Option("--wire", help="Hidden rows travel as f32 or f16.")] = "f32",
+    deterministic: o.Deterministic = False,
+    as_json: o.Json = False,
+) -> None:
+    """Plan a model over machines that need not be there; reads headers only."""
+    made = Plan.on_paper(
+        model,
+        nodes=int(nodes) if nodes.strip().isdecimal() else nodes.split(","),
+        memory=memory,
+        bandwidth=bandwidth,
+        matmul=matmul,
+        rtt=rtt,
+        link=link,
+        threads=threads,
+        layers=None if layers is None else _counts(layers),
+        n_ctx=n_ctx,
+        kv_tokens=kv_tokens,
+        strategy=strategy,
+        wire=wire,
+        deterministic=deterministic,
+    )
+    if as_json:
+        json.dump(made.to_dict(), sys.stdout, ensure_ascii=False)
+        print()
+    else:
+        print(made)
+
+
+def _counts(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ArgumentError(
+            f'[plan] layers: got "{text}", need whole numbers with commas, one for each node'
+        ) from None

@@ -1,0 +1,487 @@
+"""Plan: which machine holds which layers of a model, what that takes, how fast it will be."""
+
+from __future__ import annotations
+
+import html
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moesaic import _core, description
+from moesaic.errors import ArgumentError, MoesaicError
+from moesaic.inputs import flag, integer, real
+from moesaic.paper import Amounts, node_facts
+
+__all__ = ["Plan", "PlanNode", "Prediction"]
+
+
+@dataclass(frozen=True, slots=True)
+class PlanNode:
+    """What a plan gives one node. Amounts are bytes."""
+
+    address: str
+    """``"host:port"``, or a name on paper."""
+    layers: range
+    """Its layers, from 0; empty when it has none to hold."""
+    embed: bool
+    """Whether it holds the embedding."""
+    head: bool
+    """Whether it holds the final norm and the head, and samples."""
+    weights: int
+    """Of its layers, embedding and head, with what is computed at load."""
+    kv: int
+    """The KV cache of its layers, filled."""
+    scratch: int
+    """Working memory of the largest step."""
+    process: int
+    """What a worker takes that holds nothing."""
+    headroom: int
+    """Left free on purpose."""
+    memory: int
+    """What the node has for models."""
+
+    @property
+    def total(self) -> int:
+        """What the worker will take: weights, cache, scratch and process."""
+        return self.weights + self.kv + self.scratch + self.process
+
+    @property
+    def free(self) -> int:
+        """What is left beyond the headroom; below zero, the plan does not fit."""
+        return self.memory - self.total - self.headroom
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """How fast one sequence should be: a prompt of so many tokens, then decode behind it."""
+
+    prompt_tokens: int
+    """Length of the prompt."""
+    prefill_tokens_per_s: float
+    """Rate of running it."""
+    decode_tokens_per_s: float
+    """Rate of generating after it."""
+    time_to_first_token_s: float
+    """Seconds from the prompt to the first token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A plan of a model over machines: made by ``Cluster.plan`` or, on paper, by ``on_paper``.
+
+    Printing it gives a table. ``to_dict()`` and ``from_dict()`` turn it into plain data and back,
+    so that layers can be moved by hand; ``Cluster.load(plan=...)`` checks what it is given.
+
+    Attributes
+    ----------
+    model : str
+        The model's name.
+    strategy : str
+        ``"pipeline"``: each node holds a run of layers.
+    n_ctx : int
+        Tokens of the longest sequence.
+    kv_tokens : int
+        Tokens of the KV cache, of all sequences together.
+    micro_batch_rows : int
+        Rows of a prompt that travel together through the pipeline.
+    nodes : tuple of PlanNode
+        In the order of the pipeline.
+    predictions : tuple of Prediction
+        For prompts of 512, 4,096 and 16,384 tokens, as far as n_ctx goes.
+    """
+
+    model: str
+    strategy: str
+    n_ctx: int
+    kv_tokens: int
+    micro_batch_rows: int
+    nodes: tuple[PlanNode, ...]
+    predictions: tuple[Prediction, ...]
+
+    @classmethod
+    def on_paper(
+        cls,
+        model: str | os.PathLike[str],
+        *,
+        nodes: int | Sequence[str] = 1,
+        memory: Amounts | None = None,
+        bandwidth: Amounts | None = None,
+        matmul: Amounts | None = None,
+        rtt: Amounts = "0.2ms",
+        link: Amounts = "1Gb",
+        threads: int | Sequence[int] | None = None,
+        layers: Sequence[int] | None = None,
+        n_ctx: int = 4096,
+        kv_tokens: int | None = None,
+        strategy: str = "auto",
+        wire: str = "f32",
+        kv_type: str = "f16",
+        deterministic: bool = False,
+        headroom: float = 0.05,
+    ) -> Plan:
+        """Plan for machines that need not be there, from headers alone.
+
+        Parameters
+        ----------
+        model : str or os.PathLike
+            A GGUF file, a description (``moesaic inspect FILE --json > file.json``), or the name of
+            one that ships: ``"kimi-k2.5"``.
+        nodes : int or sequence of str
+            How many, or their names, in the order of the pipeline.
+        memory, bandwidth, matmul : number, str, or one for each node
+            Memory for models (``"128G"``), rate of reading it (``"215G"`` bytes a second), int8
+            operations a second (``"30T"``). None: as this machine has, measured now.
+        rtt, link : number, str, or one for each node
+            Round trip to the next node (``"0.2ms"``) and the link's rate (``"5Gb"`` are bits,
+            ``"600MB"`` bytes a second).
+        threads : int or one for each node
+            None: as many CPUs as this process may use.
+        layers : sequence of int, optional
+            How many layers each node gets, instead of the best cut.
+        n_ctx, kv_tokens : int
+            Tokens of the longest sequence and of the whole cache (None: n_ctx).
+        strategy : str
+            ``"auto"`` or ``"pipeline"``.
+        wire : str
+            Hidden rows travel as ``"f32"`` or ``"f16"``.
+        kv_type : str
+            ``"f16"`` or ``"f32"``.
+        deterministic : bool
+            As of Model: MLA keeps one form for any number of rows.
+        headroom : float
+            Share of each node's memory that stays free.
+
+        Returns
+        -------
+        Plan
+
+        Raises
+        ------
+        OutOfMemoryError
+            It does not fit: which node lacks how much, and what would help.
+        ArgumentError
+            A value that makes no sense.
+        FormatError
+            A file that is no model's.
+
+        Examples
+        --------
+        >>> import moesaic
+        >>> p = moesaic.Plan.on_paper("kimi-k2.5", nodes=4, memory="128G", bandwidth="215G",
+        ...                           matmul="30T", rtt="0.2ms", link="5Gb", threads=16)
+        >>> [len(node.layers) for node in p.nodes]
+        [16, 15, 15, 15]
+        """
+        where = "plan"
+        core = _core_model(model)
+        facts = node_facts(
+            nodes=nodes,
+            memory=memory,
+            bandwidth=bandwidth,
+            matmul=matmul,
+            rtt=rtt,
+            link=link,
+            threads=threads,
+            where=where,
+        )
+        options = plan_options(
+            n_ctx=n_ctx,
+            kv_tokens=kv_tokens,
+            strategy=strategy,
+            wire=wire,
+            kv_type=kv_type,
+            deterministic=deterministic,
+            headroom=headroom,
+        )
+        ends: list[int] | None = None
+        if layers is not None:
+            ends = []
+            for count in layers:
+                ends.append((ends[-1] if ends else 0) + integer(count, "layers", where, 0, 2**31))
+        return cls.from_dict(_core.plan(core, facts, options, ends))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as plain data, as JSON holds it.
+
+        Returns
+        -------
+        dict
+            ``"nodes"`` have ``"layers"`` as [first, end).
+        """
+        return {
+            "model": self.model,
+            "strategy": self.strategy,
+            "n_ctx": self.n_ctx,
+            "kv_tokens": self.kv_tokens,
+            "micro_batch_rows": self.micro_batch_rows,
+            "nodes": [
+                {
+                    "address": n.address,
+                    "layers": [n.layers.start, n.layers.stop],
+                    "embed": n.embed,
+                    "head": n.head,
+                    "weights_bytes": n.weights,
+                    "kv_bytes": n.kv,
+                    "scratch_bytes": n.scratch,
+                    "process_bytes": n.process,
+                    "headroom_bytes": n.headroom,
+                    "memory_bytes": n.memory,
+                }
+                for n in self.nodes
+            ],
+            "predictions": [
+                {
+                    "prompt_tokens": p.prompt_tokens,
+                    "prefill_tokens_per_s": p.prefill_tokens_per_s,
+                    "decode_tokens_per_s": p.decode_tokens_per_s,
+                    "time_to_first_token_s": p.time_to_first_token_s,
+                }
+                for p in self.predictions
+            ],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Plan:
+        """Return the plan that ``to_dict`` gave, perhaps edited.
+
+        Layers must go on from node to node; who embeds and who has the head follows from them.
+        Amounts and predictions are taken as they are: ``Cluster.load`` makes its own.
+
+        Parameters
+        ----------
+        data : Mapping
+            As ``to_dict`` returns it.
+
+        Returns
+        -------
+        Plan
+
+        Raises
+        ------
+        ArgumentError
+            Something is missing, of a wrong type, or layers do not go on.
+
+        Examples
+        --------
+        >>> import moesaic
+        >>> p = moesaic.Plan.on_paper("kimi-k2.5", nodes=2, memory="300G", bandwidth="200G",
+        ...                           matmul="30T", threads=16)
+        >>> data = p.to_dict()
+        >>> data["nodes"][0]["layers"], data["nodes"][1]["layers"] = [0, 20], [20, 61]
+        >>> moesaic.Plan.from_dict(data).nodes[1].layers
+        range(20, 61)
+        """
+        if not isinstance(data, Mapping):
+            raise ArgumentError(f"[Plan] got {type(data).__name__}, need a dict as of to_dict()")
+        d = _core.check_plan(dict(data))
+        return cls(
+            model=d["model"],
+            strategy=d["strategy"],
+            n_ctx=d["n_ctx"],
+            kv_tokens=d["kv_tokens"],
+            micro_batch_rows=d["micro_batch_rows"],
+            nodes=tuple(
+                PlanNode(
+                    address=n["address"],
+                    layers=range(*n["layers"]),
+                    embed=n["embed"],
+                    head=n["head"],
+                    weights=n["weights_bytes"],
+                    kv=n["kv_bytes"],
+                    scratch=n["scratch_bytes"],
+                    process=n["process_bytes"],
+                    headroom=n["headroom_bytes"],
+                    memory=n["memory_bytes"],
+                )
+                for n in d["nodes"]
+            ),
+            predictions=tuple(Prediction(**p) for p in d["predictions"]),
+        )
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw who holds what: a bar for each node, with its layers. Needs matplotlib.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+            Where to; None makes a figure.
+
+        Returns
+        -------
+        matplotlib Axes
+
+        Raises
+        ------
+        MoesaicError
+            matplotlib is not there.
+
+        Examples
+        --------
+        >>> import moesaic
+        >>> p = moesaic.Plan.on_paper("kimi-k2.5", nodes=4, memory="128G", bandwidth="215G",
+        ...                           matmul="30T", threads=16)
+        >>> ax = p.plot()  # doctest: +SKIP
+        """
+        if ax is None:
+            try:
+                from matplotlib import pyplot as plt
+            except ImportError:
+                raise MoesaicError(
+                    "[Plan.plot] matplotlib is not there: pip install matplotlib"
+                ) from None
+            _, ax = plt.subplots(figsize=(8, 1 + 0.5 * len(self.nodes)), layout="constrained")
+        left = [0.0] * len(self.nodes)
+        names = [n.address for n in self.nodes]
+        for part, colour in _PARTS.items():
+            widths = [getattr(n, part) / 1e9 for n in self.nodes]
+            ax.barh(names, widths, left=left, label=_LABELS.get(part, part), color=colour)
+            left = [x + w for x, w in zip(left, widths, strict=True)]
+        for i, n in enumerate(self.nodes):
+            ax.plot([n.memory / 1e9] * 2, [i - 0.4, i + 0.4], color="black", lw=1.5)
+            ax.annotate(_layers_text(n), (0, i), (4, 0), textcoords="offset points", va="center")
+        ax.invert_yaxis()
+        ax.set_xlabel("GB (black line: the node's memory)")
+        ax.set_title(f"{self.model}: {self.n_ctx:,} tokens of context")
+        ax.legend(ncols=len(_PARTS), fontsize="small", loc="lower right")
+        return ax
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.model}: {self.strategy}, context {self.n_ctx:,}, KV cache of "
+            f"{self.kv_tokens:,} tokens, micro-batches of {self.micro_batch_rows} rows",
+            "",
+            _aligned(_node_rows(self.nodes)),
+            "",
+            _aligned(_prediction_rows(self.predictions)),
+        ]
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        layers = ", ".join(f"{n.address}: {_layers_text(n)}" for n in self.nodes)
+        return f"Plan({self.model!r}, {self.strategy}, {layers})"
+
+    def _repr_html_(self) -> str:
+        return (
+            f"<p>{html.escape(self.model)}: {self.strategy}, context {self.n_ctx:,}, KV cache of "
+            f"{self.kv_tokens:,} tokens, micro-batches of {self.micro_batch_rows} rows</p>"
+            f"{_table_html(_node_rows(self.nodes))}{_table_html(_prediction_rows(self.predictions))}"
+        )
+
+
+_PARTS = {
+    "weights": "#4878a8",
+    "kv": "#e49444",
+    "scratch": "#85b6b2",
+    "process": "#967662",
+    "headroom": "#d9d9d9",
+}
+_LABELS = {"kv": "KV cache"}
+
+
+def plan_options(
+    *,
+    n_ctx: int,
+    kv_tokens: int | None,
+    strategy: str,
+    wire: str,
+    kv_type: str,
+    deterministic: bool,
+    headroom: float = 0.05,
+    where: str = "plan",
+) -> dict[str, Any]:
+    """Return the core's options of a plan, checked for their types; ranges the core checks."""
+    for name, text in (("strategy", strategy), ("wire", wire), ("kv_type", kv_type)):
+        if not isinstance(text, str):
+            raise ArgumentError(f"[{where}] {name}: got {type(text).__name__}, need text")
+    if wire not in ("f32", "f16"):
+        raise ArgumentError(f'[{where}] wire: got "{wire}", need "f32" or "f16"')
+    n_ctx = integer(n_ctx, "n_ctx", where, 1, 2**30)
+    if kv_tokens is not None:
+        kv_tokens = integer(kv_tokens, "kv_tokens", where, n_ctx, 2**32)
+    return {
+        "n_ctx": n_ctx,
+        "kv_tokens": kv_tokens or 0,
+        "strategy": strategy,
+        "hidden_f16": wire == "f16",
+        "kv_type": kv_type,
+        "deterministic": flag(deterministic, "deterministic", where),
+        "headroom": real(headroom, "headroom", where, 0, 0.99),
+    }
+
+
+def _core_model(model: str | os.PathLike[str]) -> _core.PlanModel:
+    """Headers of a file, or of a description."""
+    try:
+        path = Path(model)
+    except TypeError:
+        raise ArgumentError(
+            f"[plan] model: got {type(model).__name__}, need a path or one of the names "
+            f"{', '.join(description.SHIPPED)}"
+        ) from None
+    if str(model) in description.SHIPPED or path.name.endswith((".json", ".json.gz")):
+        described = description.load(str(model))
+        return _core.PlanModel.from_headers(
+            description.header_bytes(described, path.name), path.name
+        )
+    return _core.PlanModel(os.fsencode(path))
+
+
+def _gb(n_bytes: int) -> str:
+    if abs(n_bytes) < 1e9:
+        return f"{n_bytes / 1e6:.1f} MB" if abs(n_bytes) >= 1e5 else f"{n_bytes / 1e3:.1f} kB"
+    return f"{n_bytes / 1e9:.2f} GB" if abs(n_bytes) < 1e11 else f"{n_bytes / 1e9:.1f} GB"
+
+
+def _layers_text(node: PlanNode) -> str:
+    if not node.layers:
+        return "unused"
+    first, last = node.layers[0], node.layers[-1]
+    text = f"{first}" if first == last else f"{first}-{last}"
+    return text + (" +embed" if node.embed else "") + (" +head" if node.head else "")
+
+
+def _node_rows(nodes: Sequence[PlanNode]) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = [
+        ("node", "layers", "weights", "KV cache", "scratch", "process", "total", "headroom",
+         "free", "memory")
+    ]  # fmt: skip
+    for n in nodes:
+        amounts = (n.weights, n.kv, n.scratch, n.process, n.total, n.headroom, n.free, n.memory)
+        rows.append((n.address, _layers_text(n), *map(_gb, amounts)))
+    return rows
+
+
+def _prediction_rows(predictions: Sequence[Prediction]) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = [("prompt", "first token after", "prefill tok/s", "decode tok/s")]
+    for p in predictions:
+        rows.append(
+            (
+                f"{p.prompt_tokens:,}",
+                f"{p.time_to_first_token_s:.3g} s",
+                f"{p.prefill_tokens_per_s:.1f}",
+                f"{p.decode_tokens_per_s:.1f}",
+            )
+        )
+    return rows
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i == 0 or rows[0][i] == "layers" else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def _table_html(rows: Sequence[tuple[str, ...]]) -> str:
+    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in rows[0])
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
+        for row in rows[1:]
+    )
+    return f"<table><tr>{head}</tr>{body}</table>"
