@@ -4,6 +4,7 @@
 #include "bindings/engine_types.h"
 #include "gguf/file.h"
 #include "model/memory.h"
+#include "model/merged_experts.h"
 #include "model/model_file.h"
 
 namespace py = pybind11;
@@ -59,14 +60,15 @@ Dict config_dict(const model::Config& config) {
   return out;
 }
 
+model::ModelFile open_model(const py::bytes& path) {
+  return model::understand(model::with_merged_experts(gguf::File::open(std::string(path))));
+}
+
 }  // namespace
 
 void register_model_info(py::module_& m) {
   m.def(
-      "describe",
-      [](const py::bytes& path) {
-        return config_dict(model::understand(gguf::File::open(std::string(path))).config);
-      },
+      "describe", [](const py::bytes& path) { return config_dict(open_model(path).config); },
       py::arg("path"), "A file's configuration, read from its headers alone.");
   m.def(
       "engine_config",
@@ -77,8 +79,7 @@ void register_model_info(py::module_& m) {
       [](const py::bytes& path, std::int64_t n_ctx) {
         model::LoadOptions options;
         options.n_ctx = n_ctx;
-        const model::MemoryNeed need =
-            model::memory_need(model::understand(gguf::File::open(std::string(path))), options);
+        const model::MemoryNeed need = model::memory_need(open_model(path), options);
         Dict out;
         out["weights_bytes"] = need.weights_bytes;
         out["derived_bytes"] = need.derived_bytes;

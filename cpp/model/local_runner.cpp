@@ -5,6 +5,7 @@
 
 #include "base/aligned_buffer.h"
 #include "model/identity.h"
+#include "model/merged_experts.h"
 #include "model/step_check.h"
 #include "model/step_results.h"
 
@@ -13,7 +14,7 @@ namespace moesaic::model {
 std::unique_ptr<LocalRunner> LocalRunner::load(const std::shared_ptr<const gguf::File>& file,
                                                const LoadOptions& options) {
   validate(options);
-  ModelFile model = understand(file);
+  ModelFile model = understand(with_merged_experts(file));
   auto backend = backend::make_backend(options.backend, {.n_threads = options.threads});
   const std::int64_t kv_tokens =
       fit_kv_tokens(model, Slice::whole(model.config), options, *backend, available_memory_bytes());
