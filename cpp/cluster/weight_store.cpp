@@ -72,9 +72,9 @@ class Store final : public WeightStore {
   std::optional<wire::Manifest> manifest(const wire::ManifestRequest& request) override {
     wire::Manifest manifest;
     manifest.request = request.request;
+    if (!request.name.empty()) check_file_name(request.name);
     if (!fill_from_held(request, manifest)) {
       if (request.name.empty()) return std::nullopt;
-      check_file_name(request.name);
       std::optional<LocalFile> local = find_local(request.identity, request.name);
       if (!local) return std::nullopt;
       hold({local->identity, request.name, local->file, {}, local->states});

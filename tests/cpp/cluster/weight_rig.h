@@ -121,6 +121,7 @@ inline void add_layers(gguf::Writer& writer, const ModelSpec& spec, int begin, i
 inline Bytes model_bytes(const ModelSpec& spec = {}) {
   gguf::Writer writer;
   writer.add_string("general.architecture", "test");
+  writer.add_uint("general.seed", gguf::ValueType::kU64, spec.seed);
   add_layers(writer, spec, 0, spec.n_layers);
   return writer.finish();
 }
