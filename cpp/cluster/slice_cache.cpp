@@ -132,6 +132,21 @@ std::optional<SliceCache::Found> SliceCache::open(const Query& query, std::uint6
   return std::nullopt;
 }
 
+std::shared_ptr<const gguf::File> SliceCache::headers(const wire::Digest& identity,
+                                                      const std::string& name) const {
+  std::error_code error;
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder_, error)) {
+    if (entry.path().extension() != ".slice") continue;
+    const std::string path = entry.path().string();
+    try {
+      const Fd fd = open_file(ops_, path, O_RDONLY);
+      if (auto file = read_slice_headers(ops_, fd.get(), path, identity, name)) return file;
+    } catch (const Error&) {  // damaged: found and set aside by whoever opens it as a slice
+    }
+  }
+  return nullptr;
+}
+
 void SliceCache::remember(const std::string& path, const UnitDigests& digests) {
   try {
     book_.add(file_states(std::span(&path, 1)), digests);

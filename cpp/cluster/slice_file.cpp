@@ -20,6 +20,7 @@ constexpr char kMagic[8] = {'M', 'O', 'E', 'S', 'L', 'I', 'C', 'E'};
 constexpr char kEndMagic[8] = {'M', 'O', 'E', 'S', 'L', 'E', 'N', 'D'};
 constexpr std::uint32_t kVersion = 1;
 constexpr std::size_t kPreambleBytes = 112;
+constexpr std::size_t kIdentityAt = 16;
 constexpr std::size_t kHeadersAt = 80;  // where the number of their bytes stands
 constexpr std::uint64_t kMaxHeadersBytes = std::uint64_t{1} << 30;
 constexpr std::uint64_t kSmallAlignment = 64;
@@ -185,23 +186,33 @@ std::vector<std::uint8_t> make_trailer(const SliceLayout& layout,
   return trailer;
 }
 
-SliceInfo read_slice_info(FileOps& ops, int fd, const std::string& path,
-                          const wire::Digest& identity, const std::vector<std::string>& tensors,
-                          const std::string& name) {
+std::shared_ptr<const gguf::File> read_slice_headers(FileOps& ops, int fd, const std::string& path,
+                                                     const wire::Digest& identity,
+                                                     const std::string& name) {
   const std::uint64_t size = file_state(fd, path).size;
   if (size < kPreambleBytes) not_the_slice(path, "too short");
   const auto preamble = read_vector(ops, fd, 0, kPreambleBytes, path);
   if (std::memcmp(preamble.data(), kMagic, sizeof kMagic) != 0) not_the_slice(path, "no magic");
+  if (!std::equal(identity.begin(), identity.end(), preamble.begin() + kIdentityAt)) return nullptr;
   std::uint64_t n_headers = 0;
   std::memcpy(&n_headers, preamble.data() + kHeadersAt, sizeof n_headers);
   if (n_headers > kMaxHeadersBytes || n_headers > size - kPreambleBytes) {
     not_the_slice(path, "headers longer than the file");
   }
   const auto headers = read_vector(ops, fd, kPreambleBytes, n_headers, path);
+  auto file = gguf::File::from_headers(headers, name);
+  return header_identity(*file) == identity ? file : nullptr;
+}
+
+SliceInfo read_slice_info(FileOps& ops, int fd, const std::string& path,
+                          const wire::Digest& identity, const std::vector<std::string>& tensors,
+                          const std::string& name) {
+  auto directory = read_slice_headers(ops, fd, path, identity, name);
+  if (!directory) not_the_slice(path, "headers of another identity");
+  const std::uint64_t size = file_state(fd, path).size;
   SliceInfo info;
-  info.layout = make_layout(gguf::File::from_headers(headers, name), tensors);
+  info.layout = make_layout(std::move(directory), tensors);
   const SliceLayout& layout = info.layout;
-  if (layout.identity != identity) not_the_slice(path, "headers of another identity");
   if (layout.file_bytes != size) not_the_slice(path, "another length");
   if (read_vector(ops, fd, 0, layout.head.size(), path) != layout.head) {
     not_the_slice(path, "another head");

@@ -68,6 +68,12 @@ SliceInfo read_slice_info(FileOps& ops, int fd, const std::string& path,
                           const wire::Digest& identity, const std::vector<std::string>& tensors,
                           const std::string& name);
 
+// The headers that a slice's file carries, as a directory; null when they do not give the identity.
+// Reads nothing else. Throws FormatError, FileError.
+std::shared_ptr<const gguf::File> read_slice_headers(FileOps& ops, int fd, const std::string& path,
+                                                     const wire::Digest& identity,
+                                                     const std::string& name);
+
 // The bytes of a slice's file (file_bytes; the trailer may be left out) and what keeps them alive.
 struct SliceBytes {
   std::shared_ptr<const void> owner;

@@ -35,6 +35,13 @@ struct Run {
 
 std::string short_hex(const wire::Digest& digest) { return to_hex(digest).substr(0, 12); }
 
+[[noreturn]] void nobody_has(const std::string& name, const std::vector<std::string>& failures) {
+  std::string text;
+  for (const std::string& failure : failures) text += (text.empty() ? "" : "; ") + failure;
+  fail<IoError>("[weights] ", name,
+                ": nobody has it: ", text.empty() ? "there is nobody to ask" : text);
+}
+
 class Puller {
  public:
   explicit Puller(const PullJob& job) : job_(job), layout_(*job.layout), target_(*job.target) {
@@ -52,7 +59,7 @@ class Puller {
   void run() {
     cut(target_.missing());
     if (runs_.empty()) return;
-    if (sources_.empty()) fail<IoError>("[weights] nobody to fetch from");  // the store has looked
+    if (sources_.empty()) nobody_has(layout_.directory->paths()[0], job_.manifests->failures);
     std::vector<std::thread> threads;
     const int n_each = static_cast<int>(std::min<std::size_t>(runs_.size(), kThreadsPerSource));
     running_ = static_cast<int>(sources_.size()) * n_each;
@@ -300,12 +307,6 @@ class Puller {
   std::string last_failure_;
 };
 
-std::string joined(const std::vector<std::string>& failures) {
-  std::string text;
-  for (const std::string& failure : failures) text += (text.empty() ? "" : "; ") + failure;
-  return text;
-}
-
 std::vector<std::uint8_t> fetch_headers(const SourceManifest& from, const CancelFlag* cancel,
                                         std::atomic<std::uint64_t>* n_bytes) {
   const std::uint64_t total = from.manifest.header_bytes;
@@ -385,8 +386,7 @@ std::shared_ptr<const gguf::File> pull_headers(const Manifests& manifests,
       failures.push_back(strcat(from.source->name(), ": ", error.what()));
     }
   }
-  fail<IoError>("[weights] ", name, ": nobody has it: ",
-                failures.empty() ? "there is nobody to ask" : joined(failures));
+  nobody_has(name, failures);
 }
 
 void pull_units(const PullJob& job) { Puller(job).run(); }

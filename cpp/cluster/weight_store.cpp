@@ -38,6 +38,19 @@ struct Held {
   FileStates states;
 };
 
+// Tensors travel by their number in the directory, which must be that of the headers (a view that
+// shows other tensors would send the wrong ones).
+bool is_as_its_headers_say(const gguf::File& file) {
+  std::vector<std::vector<std::uint8_t>> headers;
+  for (const auto header : file.headers()) headers.emplace_back(header.begin(), header.end());
+  const auto own = gguf::File::from_headers(std::move(headers), file.paths()[0]);
+  const auto same = [](const gguf::TensorInfo& a, const gguf::TensorInfo& b) {
+    return a.name == b.name && a.n_bytes == b.n_bytes;
+  };
+  return std::equal(file.tensors().begin(), file.tensors().end(), own->tensors().begin(),
+                    own->tensors().end(), same);
+}
+
 class Store final : public WeightStore {
  public:
   Store(const StoreOptions& options, FileOps& ops)
@@ -61,6 +74,11 @@ class Store final : public WeightStore {
   }
 
   void offer(std::shared_ptr<const gguf::File> file, const std::string& name) override {
+    if (!is_as_its_headers_say(*file)) {
+      log("offer",
+          strcat(name, ": not served to others: its tensors are not those of its headers"));
+      return;
+    }
     FileStates states;
     try {
       states = file_states(file->paths());
@@ -290,13 +308,38 @@ class Store final : public WeightStore {
   }
 
   OpenedSlice open_headers(const OpenSlice& request) {
+    OpenedSlice opened;
+    if (cache_ && request.identity != wire::Digest{}) {
+      opened.file = cache_->headers(request.identity, request.name);
+      opened.source = "cache";
+      if (opened.file) return opened;
+    }
     const Manifests manifests =
         ask_manifests(request.sources, request.identity, request.name, request.cancel);
-    OpenedSlice opened;
-    opened.file =
-        pull_headers(manifests, request.identity, request.name, request.cancel, &bytes_read_);
+    std::atomic<std::uint64_t> n_fetched{0};
+    opened.file = headers_from(manifests, request, n_fetched);
+    opened.bytes_read = n_fetched;
+    bytes_read_ += n_fetched;
     opened.source = "pulled, not kept";
     return opened;
+  }
+
+  // Headers are asked for before the slice is: those fetched last are kept, to come once.
+  std::shared_ptr<const gguf::File> headers_from(const Manifests& manifests,
+                                                 const OpenSlice& request,
+                                                 std::atomic<std::uint64_t>& n_fetched) {
+    {
+      const std::lock_guard lock(mutex_);
+      if (headers_ && request.identity == headers_identity_ &&
+          headers_->paths()[0] == request.name) {
+        return headers_;
+      }
+    }
+    auto file = pull_headers(manifests, request.identity, request.name, request.cancel, &n_fetched);
+    const std::lock_guard lock(mutex_);
+    headers_identity_ = header_identity(*file);
+    headers_ = file;
+    return file;
   }
 
   OpenedSlice open_cached(const OpenSlice& request) {
@@ -309,7 +352,7 @@ class Store final : public WeightStore {
       try {
         lock = cache_->lock(path, request.cancel);
       } catch (const FileError& error) {
-        log("cache", strcat("not used: ", error.what()));
+        log("cache", strcat(error.what(), "; the slice is kept in memory only"));
         path.clear();
       }
     }
@@ -339,9 +382,8 @@ class Store final : public WeightStore {
     const Manifests manifests =
         ask_manifests(request.sources, request.identity, request.name, request.cancel);
     std::atomic<std::uint64_t> n_fetched{0};
-    const SliceLayout layout = make_layout(
-        pull_headers(manifests, request.identity, request.name, request.cancel, &n_fetched),
-        request.tensors);
+    const SliceLayout layout =
+        make_layout(headers_from(manifests, request, n_fetched), request.tensors);
     SliceTarget target(layout, path, ops_, [this](const std::string& text) { log("cache", text); });
     const auto report = [&](std::uint64_t done) {
       if (request.progress) {
@@ -381,6 +423,8 @@ class Store final : public WeightStore {
   std::mutex mutex_;
   std::vector<Held> held_;
   std::vector<std::shared_ptr<const gguf::File>> served_;
+  wire::Digest headers_identity_{};
+  std::shared_ptr<const gguf::File> headers_;  // fetched last
 };
 
 FileOps& system_ops() {

@@ -208,6 +208,26 @@ TEST_F(WeightStoreTest, PullsItsSliceOnceEver) {
   EXPECT_EQ(rig.store->open(always).bytes_read, slice_bytes);
 }
 
+TEST_F(WeightStoreTest, HeadersComeOnceAndThenFromTheCache) {
+  const auto a = source();
+  const std::uint64_t header = whole->headers()[0].size();
+  OpenSlice headers = request({a});
+  headers.tensors.clear();
+  {
+    Rig rig("", cache.str());
+    EXPECT_EQ(rig.store->open(headers).bytes_read, header);
+    EXPECT_EQ(rig.store->open(request({a})).bytes_read, slice_bytes);
+    EXPECT_EQ(rig.store->bytes_read(), header + slice_bytes);
+  }
+  Rig rig("", cache.str());
+  headers.sources.clear();
+  const OpenedSlice warm = rig.store->open(headers);
+  EXPECT_EQ(warm.source, "cache");
+  EXPECT_EQ(header_identity(*warm.file), identity);
+  EXPECT_EQ(rig.store->open(request()).source, "cache");
+  EXPECT_EQ(rig.store->bytes_read(), 0U);
+}
+
 TEST_F(WeightStoreTest, WithoutACacheNothingIsKept) {
   const auto a = source();
   Rig rig("", "");
@@ -333,6 +353,40 @@ TEST_F(WeightStoreTest, OffersAreServedAsLongAsTheyAreHeld) {
   ASSERT_TRUE(rig.store->manifest(ask).has_value());
   whole.reset();
   EXPECT_FALSE(rig.store->manifest(ask).has_value());
+}
+
+// Shows fewer tensors than its headers tell of.
+class OtherView final : public gguf::File {
+ public:
+  explicit OtherView(std::shared_ptr<const gguf::File> file) : file_(std::move(file)) {}
+  std::uint32_t version() const override { return file_->version(); }
+  std::uint64_t alignment() const override { return file_->alignment(); }
+  std::span<const gguf::Value> metadata() const override { return file_->metadata(); }
+  std::span<const gguf::TensorInfo> tensors() const override { return file_->tensors().subspan(1); }
+  std::span<const std::string> paths() const override { return file_->paths(); }
+  const gguf::Value* find(std::string_view key) const override { return file_->find(key); }
+  const gguf::TensorInfo* find_tensor(std::string_view n) const override {
+    return file_->find_tensor(n);
+  }
+  std::span<const std::uint8_t> bytes(const gguf::TensorInfo& t) const override {
+    return file_->bytes(t);
+  }
+  std::span<const std::span<const std::uint8_t>> headers() const override {
+    return file_->headers();
+  }
+
+ private:
+  std::shared_ptr<const gguf::File> file_;
+};
+
+TEST_F(WeightStoreTest, AViewWithOtherTensorsIsNotServed) {
+  Rig rig("", "");
+  const auto view = std::make_shared<OtherView>(whole);
+  rig.store->offer(view, "m.gguf");
+  wire::ManifestRequest ask;
+  ask.identity = identity;
+  EXPECT_FALSE(rig.store->manifest(ask).has_value());
+  EXPECT_EQ(rig.logged("not served"), 1);
 }
 
 TEST_F(WeightStoreTest, APulledSliceIsServedOn) {
