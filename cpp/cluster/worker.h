@@ -32,7 +32,6 @@ struct WorkerOptions {
   int threads = 0;                 // 0: those the process may use
   std::string backend = "auto";
   std::string release;
-  std::chrono::seconds orphan_after{30};  // KV of a deployment whose coordinator is gone
   std::function<void(const LogEvent&)> log;  // from any thread, one call at a time
 };
 
@@ -40,7 +39,7 @@ class Worker {
  public:
   // Listens when it returns. Throws ArgumentError, NetError, IoError.
   static std::unique_ptr<Worker> start(WorkerOptions options);
-  virtual ~Worker() = default;  // stop(), and waits for its threads
+  virtual ~Worker() = default;              // stop(), and waits for its threads
   virtual std::string address() const = 0;  // as advertised
   // Says goodbye to everybody and ends all work. Returns at once; idempotent; any thread.
   virtual void stop() = 0;

@@ -193,7 +193,7 @@ std::shared_ptr<SessionState> Core::load_session(const Engine::SavedSession& sav
         saved.kv.size(), 0);
   }
   auto session = std::make_shared<SessionState>();
-  session->sequence = runner_->load(saved.kv, n);
+  session->sequence = runner_->load(saved.kv, saved.tokens);
   session->tokens = saved.tokens;
   return session;
 }

@@ -51,7 +51,9 @@ std::vector<std::uint8_t> LocalRunner::save(SequenceId sequence) {
   return bytes;
 }
 
-SequenceId LocalRunner::load(std::span<const std::uint8_t> bytes, std::int64_t n_tokens) {
+SequenceId LocalRunner::load(std::span<const std::uint8_t> bytes,
+                             std::span<const std::int32_t> tokens) {
+  const auto n_tokens = static_cast<std::int64_t>(tokens.size());
   if (n_tokens < 0 || n_tokens > options_.n_ctx) {
     fail<ArgumentError>("[load_session] got ", n_tokens, " tokens, need 0 to n_ctx, ",
                         options_.n_ctx);

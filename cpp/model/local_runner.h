@@ -48,7 +48,8 @@ class LocalRunner final : public Runner {
     return kv_->pages_needed(sequence, start, n_rows);
   }
   std::vector<std::uint8_t> save(SequenceId sequence) override;
-  SequenceId load(std::span<const std::uint8_t> bytes, std::int64_t n_tokens) override;
+  SequenceId load(std::span<const std::uint8_t> bytes,
+                  std::span<const std::int32_t> tokens) override;
   std::string identity() const override;
   std::vector<std::string> capture_names() const override;
 

@@ -143,7 +143,8 @@ class Runner {
   // The cache of a sequence as bytes in canonical order (layer, token), and back. Digest and tokens
   // are the engine's.
   virtual std::vector<std::uint8_t> save(SequenceId sequence) = 0;
-  virtual SequenceId load(std::span<const std::uint8_t> bytes, std::int64_t n_tokens) = 0;
+  virtual SequenceId load(std::span<const std::uint8_t> bytes,
+                          std::span<const std::int32_t> tokens) = 0;
   // Names a model of this configuration and numerics: sessions are refused across different ones.
   virtual std::string identity() const = 0;
   // Every capture name, in order of the forward pass.

@@ -61,6 +61,7 @@ void fields(F& f, ErrorReply& m) {
   f.field(m.text);
   f.field(m.needed_bytes);
   f.field(m.free_bytes);
+  f.field(m.stage);
 }
 template <typename F>
 void fields(F& f, HeldModel& m) {
@@ -75,6 +76,7 @@ template <typename F>
 void fields(F& f, StatusRequest& m) {
   f.field(m.request);
   f.field(m.measure);
+  f.field(m.probe);
 }
 template <typename F>
 void fields(F& f, Status& m) {
@@ -88,6 +90,8 @@ void fields(F& f, Status& m) {
   f.field(m.memory_free_bytes);
   f.field(m.read_bytes_per_s);
   f.field(m.matmul_ops_per_s);
+  f.field(m.probe_rtt_s);
+  f.field(m.probe_bytes_per_s);
   f.field(m.bytes_sent_activations);
   f.field(m.bytes_received_activations);
   f.field(m.bytes_read_weights);

@@ -90,6 +90,8 @@ enum class ErrorKind : std::uint8_t {  // which class of base/errors.h it is on 
   kWorkerLost = 10,
 };
 
+inline constexpr std::uint32_t kNoStage = 0xFFFFFFFFU;
+
 struct ErrorReply {
   static constexpr MessageType kType = MessageType::kError;
   std::uint64_t request = 0;  // the step or request it answers; 0: the deployment as a whole
@@ -97,6 +99,7 @@ struct ErrorReply {
   std::string text;
   std::uint64_t needed_bytes = 0;  // kOutOfMemory
   std::uint64_t free_bytes = 0;
+  std::uint32_t stage = kNoStage;  // kWorkerLost: whose
 };
 
 // --- status
@@ -114,6 +117,7 @@ struct StatusRequest {
   static constexpr MessageType kType = MessageType::kStatusRequest;
   std::uint64_t request = 0;
   bool measure = false;  // run the measurements if they have not been made
+  std::string probe;     // with measure: "host:port" of a peer, the link to which is measured
 };
 struct Status {
   static constexpr MessageType kType = MessageType::kStatus;
@@ -127,6 +131,8 @@ struct Status {
   std::uint64_t memory_free_bytes = 0;  // of it
   double read_bytes_per_s = 0;          // weights, all threads; 0: not measured
   double matmul_ops_per_s = 0;          // int8, many rows, all threads
+  double probe_rtt_s = 0;               // of the link asked for; 0: not measured
+  double probe_bytes_per_s = 0;
   std::uint64_t bytes_sent_activations = 0;
   std::uint64_t bytes_received_activations = 0;
   std::uint64_t bytes_read_weights = 0;  // from its own files or peers, ever

@@ -174,7 +174,9 @@ class FakeRunner : public model::Runner {
     }
     return bytes;
   }
-  model::SequenceId load(std::span<const std::uint8_t> bytes, std::int64_t n) override {
+  model::SequenceId load(std::span<const std::uint8_t> bytes,
+                         std::span<const std::int32_t> tokens) override {
+    const auto n = static_cast<std::int64_t>(tokens.size());
     check_thread();
     if (static_cast<std::int64_t>(bytes.size()) != n * 16) fail<FormatError>("wrong size");
     Sequence sequence;

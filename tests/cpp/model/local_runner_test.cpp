@@ -88,12 +88,12 @@ TEST(LocalRunner, ASavedCacheIsTheCache) {
 
   const auto other = small();
   EXPECT_EQ(other->identity(), runner->identity());
-  const SequenceId loaded = other->load(bytes, 30);
+  const SequenceId loaded = other->load(bytes, some_tokens(30, 67, 1));
   EXPECT_EQ(other->length(loaded), 30);
   EXPECT_EQ(run_one(*other, rows(loaded, 30, {5}, Logits::kLast)).logits, want.logits);
   EXPECT_EQ(other->save(other->fork(loaded, 30)), bytes);
-  EXPECT_THROW(other->load(std::span(bytes).first(bytes.size() - 1), 30), FormatError);
-  EXPECT_THROW(other->load(bytes, 97), ArgumentError);
+  EXPECT_THROW(other->load(std::span(bytes).first(bytes.size() - 1), some_tokens(30, 67, 1)), FormatError);
+  EXPECT_THROW(other->load(bytes, some_tokens(97, 67, 1)), ArgumentError);
 }
 
 TEST(LocalRunner, IdentityFollowsHeadersAndCacheType) {

@@ -1,0 +1,262 @@
+// Sequences, their mirror, and recovery; see cluster_runner.h. Steps: cluster_steps.cpp.
+#include "cluster/cluster_runner.h"
+
+#include <algorithm>
+#include <thread>
+
+#include "backend/backend.h"
+#include "cluster/step_messages.h"
+#include "model/identity.h"
+#include "model/step_check.h"
+#include "model/taps.h"
+
+namespace moesaic::cluster {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// Of the engine's steps: large, because a pipeline drains between two of them.
+constexpr std::int64_t kMaxStepRows = 16384;
+
+std::size_t kv_row_bytes(const model::Config& config, const model::LoadOptions& load) {
+  const auto backend = backend::make_backend("cpu", {.n_threads = 1});
+  return backend->kv_row_bytes(
+      model::kv_spec(config, model::Slice::whole(config), load, load.kv_tokens));
+}
+
+}  // namespace
+
+ClusterRunner::ClusterRunner(RunnerSetup setup, std::unique_ptr<Ring> ring)
+    : setup_(std::move(setup)),
+      ring_(std::move(ring)),
+      max_step_rows_(std::min(kMaxStepRows, (setup_.load.n_ctx + setup_.load.page_tokens - 1) /
+                                                setup_.load.page_tokens * setup_.load.page_tokens)),
+      kv_row_bytes_(cluster::kv_row_bytes(setup_.model.config, setup_.load)),
+      pages_((setup_.load.kv_tokens + setup_.load.page_tokens - 1) / setup_.load.page_tokens,
+             setup_.load.page_tokens) {
+  for (std::size_t i = 0; i < ring_->n_stages(); ++i) {
+    const wire::Loaded& loaded = ring_->loaded(i);
+    memory_.weights_bytes += loaded.weights_bytes;
+    memory_.derived_bytes += loaded.derived_bytes;
+    memory_.kv_bytes += loaded.kv_bytes;
+    memory_.scratch_bytes += loaded.scratch_bytes;
+  }
+}
+
+std::string ClusterRunner::identity() const {
+  if (identity_.empty()) {
+    identity_ = model::identity_of(*setup_.model.file, setup_.load.kv_type);
+  }
+  return identity_;
+}
+
+std::vector<std::string> ClusterRunner::capture_names() const {
+  return model::capture_names(setup_.model.config);
+}
+
+// --- sequences: the mirror answers at once, the workers hear of it in order with the steps
+
+ClusterRunner::Sequence& ClusterRunner::at(model::SequenceId id) {
+  pages_.length(id);  // throws for one that is not open
+  return sequences_[id];
+}
+
+// A change that nobody waits for. When the ring is gone there is nobody to tell: the workers have
+// forgotten everything, and the next step finds out.
+void ClusterRunner::tell(const wire::KvOp& op) {
+  if (!ring_) return;
+  try {
+    ring_->send(0, op);
+  } catch (const WorkerLost&) {  // the next step says so
+  }
+}
+
+model::SequenceId ClusterRunner::open() {
+  const model::SequenceId id = pages_.open();
+  sequences_[id] = {};
+  return id;
+}
+
+void ClusterRunner::close(model::SequenceId sequence) {
+  std::vector<std::int32_t> released;
+  pages_.close(sequence, released);
+  const bool is_there = sequences_[sequence].is_there;
+  sequences_.erase(sequence);
+  if (is_there) tell({.kind = wire::KvOpKind::kClose, .sequence = sequence});
+}
+
+std::int64_t ClusterRunner::length(model::SequenceId sequence) const {
+  return pages_.length(sequence);
+}
+
+void ClusterRunner::truncate(model::SequenceId sequence, std::int64_t n_tokens) {
+  Sequence& mine = at(sequence);
+  std::vector<std::int32_t> released;
+  pages_.truncate(sequence, n_tokens, released);
+  mine.tokens.resize(static_cast<std::size_t>(n_tokens));
+  if (mine.is_there) {
+    tell({.kind = wire::KvOpKind::kTruncate, .sequence = sequence, .n_tokens = n_tokens});
+  }
+}
+
+model::SequenceId ClusterRunner::fork(model::SequenceId sequence, std::int64_t n_tokens) {
+  const model::SequenceId child = pages_.fork(sequence, n_tokens);
+  const Sequence& parent = at(sequence);
+  Sequence made;
+  made.tokens.assign(parent.tokens.begin(), parent.tokens.begin() + n_tokens);
+  made.is_there = parent.is_there;
+  if (made.is_there) {
+    tell({.kind = wire::KvOpKind::kFork,
+          .sequence = sequence,
+          .other = child,
+          .n_tokens = n_tokens});
+  }
+  sequences_[child] = std::move(made);
+  return child;
+}
+
+std::int64_t ClusterRunner::pages_needed(model::SequenceId sequence, std::int64_t start,
+                                         std::int64_t n_rows) const {
+  const model::KvPages::Write write{sequence, start, n_rows};
+  return std::max<std::int64_t>(
+      0, pages_.pages_needed(std::span(&write, 1)) - pages_.pages_freed(sequence, start));
+}
+
+// --- loss and recovery
+
+void ClusterRunner::with_ring(const CancelFlag* cancel, const std::function<void()>& work) {
+  const auto give_up = Clock::now() + setup_.wait_for_worker;
+  while (true) {
+    if (!ring_) throw *lost_;
+    try {
+      ring_->check();
+      work();
+      return;
+    } catch (const WorkerLost& lost) {
+      lost_ = std::make_unique<WorkerLost>(lost);
+      ring_.reset();
+      for (auto& [id, sequence] : sequences_) sequence.is_there = sequence.tokens.empty();
+      if (setup_.on_loss == OnLoss::kRaise || Clock::now() > give_up) throw;
+      recover(cancel, *lost_);
+    }
+  }
+}
+
+// Until a new ring stands or the patience ends. Workers may still be freeing what the old
+// deployment took, or starting: any failure but the caller's own is tried again.
+void ClusterRunner::recover(const CancelFlag* cancel, const WorkerLost& lost) {
+  const auto give_up = Clock::now() + setup_.wait_for_worker;
+  constexpr std::chrono::milliseconds kPause{200};
+  while (true) {
+    std::string why;
+    try {
+      ring_ = setup_.remake(cancel);
+      return;
+    } catch (const CancelledError&) {
+      throw;
+    } catch (const Error& e) {
+      why = e.what();
+    }
+    if (Clock::now() > give_up) {
+      lost_ = std::make_unique<WorkerLost>(strcat(lost.what(), "; it did not come back: ", why),
+                                           lost.node, lost.layers, lost.tokens);
+      throw *lost_;
+    }
+    const auto next = Clock::now() + kPause;
+    while (Clock::now() < next) {
+      if (cancel != nullptr) cancel->check();
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+  }
+}
+
+// Rows [0, n_tokens) of a sequence on the workers again: shared with another sequence as far as the
+// mirror shares pages with it, the rest replayed.
+void ClusterRunner::bring_back(model::SequenceId id, std::int64_t n_tokens,
+                               const CancelFlag* cancel) {
+  Sequence& sequence = at(id);
+  if (sequence.is_there) return;
+  const auto pages = pages_.pages(id);
+  model::SequenceId parent = 0;
+  std::int64_t shared = 0;
+  for (const auto& [other_id, other] : sequences_) {
+    if (other_id == id || !other.is_there) continue;
+    const auto theirs = pages_.pages(other_id);
+    std::int64_t n = 0;
+    while (n < std::ssize(pages) && n < std::ssize(theirs) && pages[n] == theirs[n]) ++n;
+    n = std::min({n * pages_.page_tokens(), n_tokens, pages_.length(other_id)});
+    if (n > shared) {
+      shared = n;
+      parent = other_id;
+    }
+  }
+  ring_->send(0, wire::KvOp{.kind = wire::KvOpKind::kClose, .sequence = id});  // a half-done one
+  if (shared > 0) {
+    ring_->send(
+        0, wire::KvOp{
+               .kind = wire::KvOpKind::kFork, .sequence = parent, .other = id, .n_tokens = shared});
+  }
+  for (std::int64_t start = shared; start < n_tokens; start += max_step_rows_) {
+    const std::int64_t n = std::min(max_step_rows_, n_tokens - start);
+    model::Step step;
+    model::SequenceStep rows;
+    rows.sequence = id;
+    rows.start = start;
+    const auto from = sequence.tokens.begin() + start;
+    rows.tokens.assign(from, from + n);
+    step.sequences.push_back(std::move(rows));
+    dispatch(step, cancel);
+  }
+  sequence.is_there = true;
+}
+
+void ClusterRunner::bring_back_all(const model::Step& step, const CancelFlag* cancel) {
+  for (const model::SequenceStep& sequence : step.sequences) {
+    bring_back(sequence.sequence, sequence.start, cancel);
+  }
+}
+
+// --- saved sessions
+
+std::vector<std::uint8_t> ClusterRunner::save(model::SequenceId sequence) {
+  const std::int64_t n = length(sequence);
+  if (n == 0) return {};
+  std::vector<std::uint8_t> bytes;
+  with_ring(nullptr, [&] {
+    bring_back(sequence, n, nullptr);
+    bytes = read_rows(sequence, n);
+  });
+  return bytes;
+}
+
+model::SequenceId ClusterRunner::load(std::span<const std::uint8_t> bytes,
+                                      std::span<const std::int32_t> tokens) {
+  const auto n = static_cast<std::int64_t>(tokens.size());
+  if (n > n_ctx()) {
+    fail<ArgumentError>("[load_session] got ", n, " tokens, need 0 to n_ctx, ", n_ctx());
+  }
+  const std::size_t need =
+      static_cast<std::size_t>(n) * kv_row_bytes_ * static_cast<std::size_t>(config().n_layers);
+  if (bytes.size() != need) {
+    fail<FormatError>("[load_session] cache: got ", bytes.size(), " bytes for ", n,
+                      " tokens, need ", need);
+  }
+  const model::SequenceId id = open();
+  if (n == 0) return id;
+  try {
+    const model::KvPages::Write write{id, 0, n};
+    std::vector<model::KvPages::Copy> copies;
+    pages_.prepare(std::span(&write, 1),
+                   kv_row_bytes_ * static_cast<std::size_t>(page_tokens() * config().n_layers),
+                   copies);
+    with_ring(nullptr, [&] { write_rows(id, bytes, n); });
+    pages_.commit(write);
+    at(id).tokens.assign(tokens.begin(), tokens.end());
+  } catch (...) {
+    close(id);
+    throw;
+  }
+  return id;
+}
+
+}  // namespace moesaic::cluster

@@ -1,0 +1,195 @@
+// How a deployment gets its slice: held already, or opened, proven, mapped and read; with the
+// memory counted before any of it is taken.
+#include <algorithm>
+
+#include "base/aligned_buffer.h"
+#include "cluster/blob_source.h"
+#include "cluster/deployment.h"
+#include "cluster/step_messages.h"
+#include "model/memory.h"
+
+namespace moesaic::cluster {
+namespace {
+
+backend::KvType kv_type_from_wire(std::uint8_t value) {
+  if (value > static_cast<std::uint8_t>(backend::KvType::kF16)) {
+    fail<ProtocolError>("[load] kv_type: got ", int{value}, ", which this release does not know");
+  }
+  return static_cast<backend::KvType>(value);
+}
+
+model::LoadOptions load_options(const wire::Load& load, const WorkerOptions& worker) {
+  model::LoadOptions options;
+  options.n_ctx = load.n_ctx;
+  options.kv_tokens = load.kv_tokens;
+  options.deterministic = load.deterministic;
+  options.backend = worker.backend;
+  options.threads = worker.threads;
+  options.kv_type = kv_type_from_wire(load.kv_type);
+  options.max_step_rows = load.max_step_rows;
+  options.where = "Cluster.load";
+  model::validate(options);
+  if (options.kv_tokens < options.n_ctx) {
+    fail<ProtocolError>("[load] kv_tokens: got ", options.kv_tokens, ", need at least n_ctx, ",
+                        options.n_ctx);
+  }
+  return options;
+}
+
+model::Slice slice_of(const wire::Load& load) {
+  const std::size_t n = load.stages.size();
+  if (n == 0 || load.stage >= n) {
+    fail<ProtocolError>("[load] stage: got ", load.stage, " of ", n);
+  }
+  std::int64_t next = 0;
+  for (const wire::Stage& stage : load.stages) {
+    if (stage.layer_begin != next || stage.layer_end <= stage.layer_begin) {
+      fail<ProtocolError>("[load] stages: got layers ", stage.layer_begin, " to ", stage.layer_end,
+                          ", need them from ", next, " on, at least one");
+    }
+    next = stage.layer_end;
+  }
+  const wire::Stage& own = load.stages[load.stage];
+  return {own.layer_begin, own.layer_end, load.stage == 0, load.stage + 1 == n};
+}
+
+}  // namespace
+
+void Deployment::report(std::uint64_t done, std::uint64_t total, const char* what) {
+  const auto now = std::chrono::steady_clock::now();
+  bytes_loaded_ = done;
+  if (now - reported_ < std::chrono::milliseconds(50) && done != total) return;
+  reported_ = now;
+  tell_coordinator(wire::LoadProgress{load_.request, done, total, what});
+}
+
+std::vector<std::shared_ptr<BlobSource>> Deployment::sources() const {
+  std::vector<std::shared_ptr<BlobSource>> sources;
+  for (const std::string& address : load_.sources) {
+    if (address.empty()) {
+      sources.push_back(coordinator_source_);
+    } else if (address != load_.stages[load_.stage].address) {
+      net::LinkOptions options = host_.link_options();
+      options.role = wire::Role::kObserver;  // asks for bytes and nothing else
+      sources.push_back(std::make_shared<PeerSource>(host_.net(), options, address));
+    }
+  }
+  return sources;
+}
+
+void Deployment::check_memory(const model::MemoryNeed& need, const SliceKey& key) {
+  const std::uint64_t all = host_.memory_bytes();
+  const std::uint64_t working = need.kv_bytes + need.scratch_bytes;
+  const std::uint64_t others = host_.working_bytes(epoch_);
+  const bool is_held = host_.held().find(key) != nullptr;
+  const std::uint64_t weights = is_held ? 0 : need.weights_bytes + need.derived_bytes;
+  const std::uint64_t taken = working + others + weights;
+  const std::uint64_t left = host_.held().shrink(all > taken ? all - taken : 0, key);
+  if (taken + left <= all) {
+    working_bytes_ = working;
+    return;
+  }
+  const std::uint64_t used = others + left;
+  const std::uint64_t free = all > used ? all - used : 0;
+  throw OutOfMemoryError(
+      strcat("[load] ", load_.name, ", layers ", key.slice.layer_begin, " to ",
+             key.slice.layer_end - 1, ": need ", working + weights, " bytes (weights ", weights,
+             ", KV cache ", need.kv_bytes, ", scratch ", need.scratch_bytes, "), free are ", free,
+             " of ", all,
+             "; use a smaller n_ctx or kv_tokens, give this worker fewer layers, or close other "
+             "models on it"),
+      working + weights, free);
+}
+
+std::shared_ptr<HeldSlice> Deployment::load_slice(const SliceKey& key,
+                                                  const model::LoadOptions& options,
+                                                  std::uint64_t& bytes_read) {
+  auto slice = std::make_shared<HeldSlice>();
+  slice->key = key;
+  slice->name = load_.name;
+  OpenSlice request;
+  request.identity = key.identity;
+  request.name = load_.name;
+  request.digests = load_.digests;
+  request.sources = sources();
+  request.cancel = &stop_flag_;
+  const OpenedSlice headers = host_.store().open(request);
+  slice->model = model::understand(headers.file);
+  if (load_.stages.back().layer_end != slice->model.config.n_layers) {
+    fail<ProtocolError>("[load] stages: got ", load_.stages.back().layer_end, " layers, ",
+                        load_.name, " has ", slice->model.config.n_layers);
+  }
+  slice->backend = backend::make_backend(options.backend, {.n_threads = options.threads});
+  check_memory(model::memory_need(slice->model, key.slice, options, *slice->backend), key);
+
+  for (const gguf::TensorInfo* tensor : model::slice_tensors(slice->model, key.slice)) {
+    request.tensors.push_back(tensor->name);
+  }
+  request.progress = [this](std::uint64_t done, std::uint64_t total, const char* what) {
+    report(done, total, what);
+  };
+  const OpenedSlice opened = host_.store().open(request);
+  bytes_read = headers.bytes_read + opened.bytes_read;
+  slice->source = opened.source;
+  slice->model = model::understand(opened.file);
+  slice->bytes = model::weight_bytes(slice->model, key.slice, !key.deterministic);
+  slice->weights = model::load_weights(
+      *slice->backend, slice->model, key.slice,
+      {.decompressed_mla = !key.deterministic,
+       .prefault = true,
+       .progress = [this](std::uint64_t done, std::uint64_t total) { report(done, total, "map"); },
+       .cancel = &stop_flag_});
+  host_.held().add(slice);
+  return slice;
+}
+
+std::shared_ptr<HeldSlice> Deployment::obtain(const SliceKey& key,
+                                              const model::LoadOptions& options,
+                                              std::uint64_t& bytes_read) {
+  const auto held = [&] { return host_.held().find(key); };
+  if (auto slice = held()) return slice;
+  // One load at a time: a second one of the same slice finds it held.
+  std::unique_lock lock(host_.loading(), std::defer_lock);
+  while (!lock.try_lock_for(std::chrono::milliseconds(50))) stop_flag_.check();
+  if (auto slice = held()) return slice;
+  return load_slice(key, options, bytes_read);
+}
+
+void Deployment::load() {
+  SliceKey key;
+  key.identity = load_.identity;
+  key.slice = slice_of(load_);
+  key.deterministic = load_.deterministic;
+  const model::LoadOptions options = load_options(load_, host_.options());
+  std::uint64_t bytes_read = 0;
+  const auto begin = std::chrono::steady_clock::now();
+  std::shared_ptr<HeldSlice> slice = obtain(key, options, bytes_read);
+  const model::Config& config = slice->model.config;
+  check_memory(model::memory_need(slice->model, key.slice, options, *slice->backend), key);
+  {
+    const std::scoped_lock turn(host_.compute());  // it may enlarge the slice's shared scratch
+    stage_ = std::make_unique<Stage>(slice, StageOptions{options, load_.hidden});
+  }
+  payload_limit_ = payload_limit(config, options.max_step_rows);
+  coordinator_->set_activation_limit(payload_limit_);
+  {
+    const std::scoped_lock lock(mutex_);
+    held_ = slice;
+  }
+  ready_ = true;
+  const model::MemoryNeed& need = stage_->memory();
+  tell_coordinator(wire::Loaded{load_.request, need.weights_bytes, need.derived_bytes,
+                                need.kv_bytes, need.scratch_bytes, bytes_read, slice->source});
+  const auto took = std::chrono::duration_cast<std::chrono::milliseconds>(
+      std::chrono::steady_clock::now() - begin);
+  host_.log({"loaded",
+             strcat(load_.name, ", layers ", key.slice.layer_begin, " to ", key.slice.layer_end - 1,
+                    " in ", took.count(), " ms (", slice->source, ", ", bytes_read, " bytes read)"),
+             {{"model", load_.name},
+              {"layers", strcat(key.slice.layer_begin, "-", key.slice.layer_end - 1)},
+              {"ms", strcat(took.count())},
+              {"bytes_read", strcat(bytes_read)},
+              {"source", slice->source}}});
+}
+
+}  // namespace moesaic::cluster

@@ -1,0 +1,53 @@
+// The slices of models that a worker holds in memory: kept between coordinators, shared by
+// deployments, given up for others when memory is short. Thread-safe.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "backend/backend.h"
+#include "model/model_file.h"
+#include "model/weights.h"
+#include "wire/messages.h"
+
+namespace moesaic::cluster {
+
+// What distinguishes one held slice from another.
+struct SliceKey {
+  wire::Digest identity{};
+  model::Slice slice;
+  bool deterministic = false;  // without the weights of the decompressed form
+};
+bool operator==(const SliceKey& a, const SliceKey& b);
+
+struct HeldSlice {
+  SliceKey key;
+  std::string name;    // of the file
+  std::string source;  // "local copy", "cache", ...
+  model::ModelFile model;
+  std::unique_ptr<backend::Backend> backend;
+  model::ModelWeights weights;
+  model::WeightBytes bytes;
+};
+
+class HeldSlices {
+ public:
+  std::shared_ptr<HeldSlice> find(const SliceKey& key);  // null when it is not held
+  void add(std::shared_ptr<HeldSlice> slice);
+  // Lets go slices that nobody uses, those used longest ago first, until all together are at most
+  // `most` bytes; `keep` stays. Returns what is held then.
+  std::uint64_t shrink(std::uint64_t most, const SliceKey& keep);
+  std::vector<std::shared_ptr<HeldSlice>> all() const;
+  std::uint64_t n_bytes() const;
+
+ private:
+  std::uint64_t n_bytes_locked() const;
+
+  mutable std::mutex mutex_;
+  std::vector<std::shared_ptr<HeldSlice>> slices_;  // the one used last at the end
+};
+
+}  // namespace moesaic::cluster

@@ -1,0 +1,73 @@
+// See measure_link.h.
+#include "cluster/measure_link.h"
+
+#include <algorithm>
+#include <condition_variable>
+#include <mutex>
+
+namespace moesaic::cluster {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+constexpr std::chrono::seconds kPatience{10};
+
+double seconds(Clock::duration duration) { return std::chrono::duration<double>(duration).count(); }
+
+}  // namespace
+
+LinkRates measure_link(net::NetThread& net, net::LinkOptions options, const std::string& address) {
+  constexpr int kSmall = 20;
+  constexpr int kLarge = 4;
+  constexpr std::size_t kLargeBytes = (std::size_t{4} << 20U) - 4096;  // within a blob's limit
+  struct Answers {
+    std::mutex mutex;
+    std::condition_variable changed;
+    int n = 0;
+    bool closed = false;
+  };
+  const auto answers = std::make_shared<Answers>();
+  options.role = wire::Role::kObserver;
+  const auto link = net::dial(net, options, address);
+  link->start({.on_message =
+                   [answers](net::Incoming&&) {
+                     const std::scoped_lock lock(answers->mutex);
+                     ++answers->n;
+                     answers->changed.notify_all();
+                   },
+               .on_closed =
+                   [answers](std::exception_ptr) {
+                     const std::scoped_lock lock(answers->mutex);
+                     answers->closed = true;
+                     answers->changed.notify_all();
+                   },
+               .progress = {}});
+  const auto wait_for = [&](int n) {
+    std::unique_lock lock(answers->mutex);
+    const bool in_time = answers->changed.wait_for(
+        lock, kPatience, [&] { return answers->n >= n || answers->closed; });
+    if (answers->n < n) {
+      if (in_time) fail<NetError>("[cluster] the link to ", address, " was closed while measured");
+      fail<DeadlineError>("[cluster] ", address, " did not answer for ", kPatience.count(), " s");
+    }
+  };
+  LinkRates rates;
+  rates.rtt_s = 1e9;
+  for (int i = 0; i < kSmall; ++i) {
+    const auto begin = Clock::now();
+    link->send(wire::Blob{static_cast<std::uint64_t>(i)});
+    wait_for(i + 1);
+    rates.rtt_s = std::min(rates.rtt_s, seconds(Clock::now() - begin));
+  }
+  const auto begin = Clock::now();
+  for (int i = 0; i < kLarge; ++i) {
+    link->send(wire::Blob{static_cast<std::uint64_t>(kSmall + i)},
+               std::vector<std::uint8_t>(kLargeBytes));
+  }
+  wait_for(kSmall + kLarge);
+  const double took = std::max(seconds(Clock::now() - begin) - rates.rtt_s, 1e-6);
+  rates.bytes_per_s = static_cast<double>(kLarge * kLargeBytes) / took;
+  link->close();
+  return rates;
+}
+
+}  // namespace moesaic::cluster

@@ -1,0 +1,19 @@
+// What a link between two nodes reaches, measured by one of them: the other answers each blob with
+// an empty one.
+#pragma once
+
+#include <string>
+
+#include "net/connection.h"
+
+namespace moesaic::cluster {
+
+struct LinkRates {
+  double rtt_s = 0;        // the best of some small frames there and back
+  double bytes_per_s = 0;  // one way, of some 4 MiB frames
+};
+
+// Dials `address` as an observer. Throws NetError, DeadlineError. Not on the net thread.
+LinkRates measure_link(net::NetThread& net, net::LinkOptions options, const std::string& address);
+
+}  // namespace moesaic::cluster

@@ -1,0 +1,455 @@
+// The worker's listener, its links, and who gets which message; see worker.h.
+#include "cluster/worker.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <condition_variable>
+#include <deque>
+#include <map>
+#include <mutex>
+#include <thread>
+#include <unordered_map>
+
+#include "base/aligned_buffer.h"
+#include "base/thread_pool.h"
+#include "cluster/blob_server.h"
+#include "cluster/blob_source.h"
+#include "cluster/deployment.h"
+#include "cluster/measure.h"
+#include "cluster/measure_link.h"
+#include "cluster/numerics.h"
+#include "cluster/step_messages.h"
+
+namespace moesaic::cluster {
+namespace {
+
+constexpr double kMemoryShare = 0.9;  // of what is free, when nothing is said
+
+std::string host_name() {
+  char name[256] = {};
+  return ::gethostname(name, sizeof name - 1) == 0 ? name : "";
+}
+
+std::uint64_t activation_bytes(const std::array<std::uint64_t, 32>& by_type) {
+  return by_type[static_cast<std::size_t>(wire::MessageType::kRun)];
+}
+
+class WorkerImpl final : public Worker, public DeploymentHost {
+ public:
+  explicit WorkerImpl(WorkerOptions options);
+  ~WorkerImpl() override;
+  std::string address() const override { return address_; }
+  void stop() override;
+  bool stopped() const override { return stopped_; }
+
+  // --- DeploymentHost
+  net::NetThread& net() override { return *net_; }
+  const net::LinkOptions& link_options() const override { return link_options_; }
+  const WorkerOptions& options() const override { return options_; }
+  WeightStore& store() override { return *store_; }
+  HeldSlices& held() override { return held_; }
+  std::mutex& compute() override { return compute_; }
+  std::timed_mutex& loading() override { return loading_; }
+  std::uint64_t memory_bytes() const override { return memory_bytes_; }
+  std::uint64_t working_bytes(std::uint64_t except_epoch) const override;
+  void log(LogEvent event) override;
+  void link_lost(std::uint64_t epoch, const net::Connection* link,
+                 const std::exception_ptr& why) override;
+
+ private:
+  struct Peer {
+    std::shared_ptr<net::Connection> link;
+    std::shared_ptr<LinkSource> source;  // a coordinator may be asked for weights
+  };
+  void accepted(std::shared_ptr<net::Connection> link);
+  void closed(const net::Connection* link, const std::exception_ptr& why);
+  void take(const net::Connection* link, net::Incoming&& in);
+  void load(const Peer& peer, std::uint64_t epoch, wire::Load load);
+  std::shared_ptr<Deployment> deployment(std::uint64_t epoch) const;  // throws ProtocolError
+  wire::Pong progress(const net::Connection* link) const;
+  wire::Status status(std::uint64_t request) const;
+  void answer_status(const std::shared_ptr<net::Connection>& link,
+                     const wire::StatusRequest& request);
+  void later(std::function<void()> job);
+  void keep_house();
+
+  WorkerOptions options_;
+  std::uint64_t memory_bytes_ = 0;
+  net::LinkOptions link_options_;
+  std::string address_;
+  std::unique_ptr<WeightStore> store_;
+  std::unique_ptr<BlobServer> blobs_;
+  HeldSlices held_;
+  std::mutex compute_;
+  std::timed_mutex loading_;
+  std::mutex log_mutex_;
+  std::atomic<bool> stopped_{false};
+
+  mutable std::mutex mutex_;
+  std::map<const net::Connection*, Peer> peers_;
+  std::map<std::uint64_t, std::shared_ptr<Deployment>> deployments_;  // by epoch
+  Rates rates_;
+  std::uint64_t gone_sent_bytes_ = 0;  // activations of links that are closed
+  std::uint64_t gone_received_bytes_ = 0;
+
+  std::mutex jobs_mutex_;
+  std::condition_variable jobs_changed_;
+  std::deque<std::function<void()>> jobs_;
+  bool house_ends_ = false;
+
+  std::unique_ptr<net::NetThread> net_;
+  std::unique_ptr<net::Listener> listener_;
+  std::thread house_;  // last
+};
+
+WorkerImpl::WorkerImpl(WorkerOptions options) : options_(std::move(options)) {
+  if (options_.threads <= 0) options_.threads = available_cpus();
+  memory_bytes_ = options_.memory_bytes != 0
+                      ? options_.memory_bytes
+                      : static_cast<std::uint64_t>(kMemoryShare *
+                                                   static_cast<double>(available_memory_bytes()));
+  link_options_.key = options_.key;
+  link_options_.plain_beyond_loopback = options_.plain_beyond_loopback;
+  link_options_.role = wire::Role::kWorker;
+  link_options_.release = options_.release;
+  link_options_.numerics = numerics_digest();
+  link_options_.advertise = options_.advertise;
+  store_ = WeightStore::make({.models_dir = options_.models_dir,
+                              .cache_dir = options_.cache_dir,
+                              .log = [this](const std::string& event, const std::string& text) {
+                                log({event, text, {}});
+                              }});
+  blobs_ = std::make_unique<BlobServer>(*store_);
+  net_ = std::make_unique<net::NetThread>();
+  listener_ = net::listen(
+      *net_, link_options_, options_.listen,
+      {.accepted = [this](std::shared_ptr<net::Connection> link) { accepted(std::move(link)); },
+       .refused =
+           [this](const std::string& why) {
+             log({"refused", why, {}});
+           }});
+  address_ = options_.advertise.empty() ? listener_->address() : options_.advertise;
+  house_ = std::thread([this] { keep_house(); });
+  log({"ready",
+       strcat("listening on ", listener_->address(), " as ", address_, ", ", options_.threads,
+              " threads, ", memory_bytes_, " bytes of memory",
+              options_.key ? "" : ", WITHOUT ENCRYPTION"),
+       {{"address", address_}, {"threads", strcat(options_.threads)}}});
+}
+
+WorkerImpl::~WorkerImpl() {
+  stop();
+  std::map<std::uint64_t, std::shared_ptr<Deployment>> deployments;
+  {
+    const std::scoped_lock lock(mutex_);
+    deployments.swap(deployments_);
+  }
+  for (const auto& [epoch, each] : deployments) each->stop();
+  {
+    const std::scoped_lock lock(jobs_mutex_);
+    house_ends_ = true;
+  }
+  jobs_changed_.notify_all();
+  house_.join();
+  listener_.reset();
+  net_.reset();  // its handlers reach into what is declared above
+}
+
+void WorkerImpl::stop() {
+  if (stopped_.exchange(true)) return;
+  listener_->close();
+  std::vector<std::shared_ptr<net::Connection>> links;
+  {
+    const std::scoped_lock lock(mutex_);
+    for (const auto& [raw, peer] : peers_) links.push_back(peer.link);
+    for (const auto& [epoch, each] : deployments_) each->ask_to_stop();
+  }
+  for (const auto& link : links) link->go_away(wire::Reason::kShutdown, "this worker ends");
+  log({"stopped", "ends", {}});
+}
+
+void WorkerImpl::log(LogEvent event) {
+  if (!options_.log) return;
+  const std::scoped_lock lock(log_mutex_);
+  options_.log(event);
+}
+
+std::uint64_t WorkerImpl::working_bytes(std::uint64_t except_epoch) const {
+  const std::scoped_lock lock(mutex_);
+  std::uint64_t sum = 0;
+  for (const auto& [epoch, each] : deployments_) {
+    if (epoch != except_epoch) sum += each->working_bytes();
+  }
+  return sum;
+}
+
+// --- on the net thread
+
+void WorkerImpl::accepted(std::shared_ptr<net::Connection> link) {
+  if (stopped_) return;
+  const net::PeerInfo& info = link->peer();
+  Peer peer{link, nullptr};
+  if (info.role == wire::Role::kCoordinator) {
+    peer.source = std::make_shared<LinkSource>(link, strcat("coordinator ", info.address));
+  }
+  net::Connection* const raw = link.get();
+  {
+    const std::scoped_lock lock(mutex_);
+    peers_.emplace(raw, std::move(peer));
+  }
+  link->start({.on_message = [this, raw](net::Incoming&& in) { take(raw, std::move(in)); },
+               .on_closed = [this, raw](std::exception_ptr why) { closed(raw, why); },
+               .progress = [this, raw] { return progress(raw); }});
+}
+
+void WorkerImpl::closed(const net::Connection* link, const std::exception_ptr& why) {
+  Peer peer;
+  std::vector<std::shared_ptr<Deployment>> all;
+  std::vector<std::shared_ptr<Deployment>> over;
+  {
+    const std::scoped_lock lock(mutex_);
+    const auto found = peers_.find(link);
+    if (found == peers_.end()) return;
+    peer = std::move(found->second);
+    peers_.erase(found);
+    const net::Counters counters = link->counters();
+    gone_sent_bytes_ += activation_bytes(counters.sent);
+    gone_received_bytes_ += activation_bytes(counters.received);
+    for (auto it = deployments_.begin(); it != deployments_.end();) {
+      all.push_back(it->second);
+      if (it->second->coordinator() == link) {
+        gone_sent_bytes_ += activation_bytes(it->second->successor_counters().sent);
+        over.push_back(std::move(it->second));
+        it = deployments_.erase(it);
+      } else {
+        ++it;
+      }
+    }
+  }
+  if (peer.source) peer.source->lost(why);
+  for (const auto& each : all) each->link_lost(link, why);
+  all.clear();
+  for (auto& each : over) {
+    log({"ended",
+         strcat("the coordinator ", peer.link->peer().address,
+                " is gone; its KV cache is freed, weights stay"),
+         {{"peer", peer.link->peer().address}}});
+    later([gone = std::move(each)]() mutable {
+      gone->stop();
+      // The net thread may be looking at it for a moment more; its end is not for that thread.
+      while (gone.use_count() > 1) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    });
+  }
+}
+
+void WorkerImpl::link_lost(std::uint64_t epoch, const net::Connection* link,
+                           const std::exception_ptr& why) {
+  std::shared_ptr<Deployment> found;
+  {
+    const std::scoped_lock lock(mutex_);
+    const auto at = deployments_.find(epoch);
+    if (at == deployments_.end()) return;
+    found = at->second;
+  }
+  found->link_lost(link, why);
+}
+
+std::shared_ptr<Deployment> WorkerImpl::deployment(std::uint64_t epoch) const {
+  const std::scoped_lock lock(mutex_);
+  const auto found = deployments_.find(epoch);
+  if (found == deployments_.end())
+    fail<ProtocolError>("[cluster] epoch ", epoch, ": not known here");
+  return found->second;
+}
+
+void WorkerImpl::take(const net::Connection* link, net::Incoming&& in) {
+  Peer peer;
+  {
+    const std::scoped_lock lock(mutex_);
+    const auto found = peers_.find(link);
+    if (found == peers_.end()) return;
+    peer = found->second;
+  }
+  if (peer.source && peer.source->take(in)) return;
+  if (blobs_->take(peer.link, in)) return;
+  const wire::Role role = peer.link->peer().role;
+  const std::uint64_t epoch = in.header.epoch;
+  if (const auto* probe = std::get_if<wire::Blob>(&in.message)) {
+    peer.link->send(wire::Blob{probe->request});  // it has arrived: measure_link() times this
+    return;
+  }
+  if (const auto* request = std::get_if<wire::StatusRequest>(&in.message)) {
+    answer_status(peer.link, *request);
+  } else if (role == wire::Role::kObserver) {
+    fail<ProtocolError>("[cluster] ", wire::type_name(in.header.type), ": not for an observer");
+  } else if (auto* wanted = std::get_if<wire::Load>(&in.message)) {
+    load(peer, epoch, std::move(*wanted));
+  } else if (const auto* join = std::get_if<wire::Join>(&in.message);
+             join != nullptr && role == wire::Role::kWorker) {
+    deployment(epoch)->set_predecessor(peer.link, *join);
+  } else {
+    deployment(epoch)->take(link, std::move(in));
+  }
+}
+
+void WorkerImpl::load(const Peer& peer, std::uint64_t epoch, wire::Load load) {
+  if (peer.link->peer().role != wire::Role::kCoordinator || epoch == 0) {
+    fail<ProtocolError>("[cluster] Load: needs a coordinator and an epoch");
+  }
+  {
+    const std::scoped_lock lock(mutex_);
+    for (const auto& [other, each] : deployments_) {
+      if (other == epoch || each->coordinator() == peer.link.get()) {
+        fail<ProtocolError>("[cluster] Load: this epoch or link has a deployment already");
+      }
+    }
+  }
+  log({"load",
+       strcat("the coordinator ", peer.link->peer().address, " deploys ", net::printable(load.name),
+              " as stage ", load.stage + 1, " of ", load.stages.size()),
+       {{"peer", peer.link->peer().address}, {"model", net::printable(load.name)}}});
+  peer.link->set_epoch(epoch);
+  auto made = std::make_shared<Deployment>(*this, epoch, std::move(load), peer.link, peer.source);
+  const std::scoped_lock lock(mutex_);
+  deployments_.emplace(epoch, std::move(made));
+}
+
+wire::Pong WorkerImpl::progress(const net::Connection* link) const {
+  wire::Pong pong;
+  pong.activity = "idle";
+  const std::scoped_lock lock(mutex_);
+  for (const auto& [epoch, each] : deployments_) {
+    if (each->coordinator() == link) return each->progress();
+  }
+  return pong;
+}
+
+wire::Status WorkerImpl::status(std::uint64_t request) const {
+  wire::Status status;
+  status.request = request;
+  status.host = host_name();
+  status.pid = static_cast<std::uint64_t>(::getpid());
+  status.release = options_.release;
+  status.isa = backend::current_isa();
+  status.threads = static_cast<std::uint32_t>(options_.threads);
+  status.memory_bytes = memory_bytes_;
+  const std::uint64_t used = held_.n_bytes() + working_bytes(0);
+  status.memory_free_bytes = memory_bytes_ > used ? memory_bytes_ - used : 0;
+  status.bytes_read_weights = store_->bytes_read();
+  status.state = "idle";
+  std::map<const HeldSlice*, std::uint32_t> sessions;
+  {
+    const std::scoped_lock lock(mutex_);
+    status.read_bytes_per_s = rates_.read_bytes_per_s;
+    status.matmul_ops_per_s = rates_.matmul_ops_per_s;
+    status.bytes_sent_activations = gone_sent_bytes_;
+    status.bytes_received_activations = gone_received_bytes_;
+    for (const auto& [raw, peer] : peers_) {
+      const net::Counters counters = raw->counters();
+      status.bytes_sent_activations += activation_bytes(counters.sent);
+      status.bytes_received_activations += activation_bytes(counters.received);
+    }
+    for (const auto& [epoch, each] : deployments_) {
+      const net::Counters counters = each->successor_counters();
+      status.bytes_sent_activations += activation_bytes(counters.sent);
+      if (each->loading()) {
+        status.state = "loading";
+      } else if (status.state == "idle") {
+        status.state = "ready";
+      }
+      if (const auto held = each->held()) {
+        sessions[held.get()] += static_cast<std::uint32_t>(each->n_sequences());
+      }
+    }
+  }
+  for (const auto& slice : held_.all()) {
+    wire::HeldModel held;
+    held.identity = slice->key.identity;
+    held.name = slice->name;
+    held.layer_begin = static_cast<std::uint32_t>(slice->key.slice.layer_begin);
+    held.layer_end = static_cast<std::uint32_t>(slice->key.slice.layer_end);
+    held.weights_bytes = slice->bytes.mapped + slice->bytes.derived;
+    held.sessions = sessions[slice.get()];
+    status.models.push_back(std::move(held));
+  }
+  return status;
+}
+
+void WorkerImpl::answer_status(const std::shared_ptr<net::Connection>& link,
+                               const wire::StatusRequest& request) {
+  bool measured = false;
+  {
+    const std::scoped_lock lock(mutex_);
+    measured = rates_.read_bytes_per_s > 0;
+  }
+  if (!request.measure || (measured && request.probe.empty())) {
+    link->send(status(request.request));
+    return;
+  }
+  later([this, link, id = request.request, peer = request.probe] {
+    try {
+      bool known = false;
+      {
+        const std::scoped_lock lock(mutex_);
+        known = rates_.read_bytes_per_s > 0;
+      }
+      if (!known) {
+        Rates rates;
+        {
+          const std::scoped_lock turn(compute_);
+          rates = measure(options_.threads);
+        }
+        const std::scoped_lock lock(mutex_);
+        rates_ = rates;
+      }
+      wire::Status answer = status(id);
+      if (!peer.empty()) {
+        try {
+          const LinkRates rates = measure_link(*net_, link_options_, peer);
+          answer.probe_rtt_s = rates.rtt_s;
+          answer.probe_bytes_per_s = rates.bytes_per_s;
+        } catch (const Error&) {  // not measured: the peer's own state says why
+        }
+      }
+      link->send(answer);
+    } catch (const std::exception&) {
+      try {
+        link->send(error_reply(id, std::current_exception()));
+      } catch (const Error&) {  // it is gone
+      }
+    }
+  });
+}
+
+// --- jobs that may take long
+
+void WorkerImpl::later(std::function<void()> job) {
+  {
+    const std::scoped_lock lock(jobs_mutex_);
+    jobs_.push_back(std::move(job));
+  }
+  jobs_changed_.notify_one();
+}
+
+void WorkerImpl::keep_house() {
+  while (true) {
+    std::function<void()> job;
+    {
+      std::unique_lock lock(jobs_mutex_);
+      jobs_changed_.wait(lock, [this] { return house_ends_ || !jobs_.empty(); });
+      if (jobs_.empty()) return;
+      job = std::move(jobs_.front());
+      jobs_.pop_front();
+    }
+    job();
+  }
+}
+
+}  // namespace
+
+std::unique_ptr<Worker> Worker::start(WorkerOptions options) {
+  return std::make_unique<WorkerImpl>(std::move(options));
+}
+
+}  // namespace moesaic::cluster
