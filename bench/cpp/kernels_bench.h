@@ -16,6 +16,8 @@ struct Options {
   std::string type;  // only this weight type, or all
   std::string isa;   // only this table, or all
   double seconds = 0.05;
+  std::int64_t k = 2048;  // of a row of weights
+  bool many_columns = true;
   bool matmul = true;
   bool attention = true;
 };

@@ -1,5 +1,5 @@
-// bench_kernels [--type Q4_K] [--isa avx2] [--seconds 0.05] [--only matmul|attention]: each kernel
-// against the machine's measured ceilings, one thread.
+// bench_kernels [--type Q4_K] [--isa avx2] [--seconds 0.05] [--k 2048] [--only
+// matmul|one_column|attention]: each kernel against the machine's measured ceilings, one thread.
 #include <cstdlib>
 #include <cstring>
 
@@ -14,8 +14,10 @@ int main(int argc, char** argv) {
     if (name == "--type") options.type = value;
     if (name == "--isa") options.isa = value;
     if (name == "--seconds") options.seconds = std::atof(value.c_str());
+    if (name == "--k") options.k = std::atoll(value.c_str());
     if (name == "--only") {
-      options.matmul = value == "matmul";
+      options.matmul = value == "matmul" || value == "one_column";
+      options.many_columns = value == "matmul";
       options.attention = value == "attention";
     }
   }

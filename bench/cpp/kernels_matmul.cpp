@@ -71,16 +71,16 @@ struct Bench {
 }  // namespace
 
 void bench_matmul(const Options& options, const Ceilings& ceilings) {
-  constexpr std::int64_t kK = 2048;
   constexpr std::size_t kMemoryBytes = 200U << 20;
   AlignedBuffer weights = random_bytes(kMemoryBytes);
   for (const quant::QtypeTraits& type : quant::all_qtypes()) {
     if (!type.is_weight || (!options.type.empty() && options.type != type.name)) continue;
+    if (options.k % type.block_elems != 0) continue;
     for (const Table* table : kernels::available_tables()) {
       if (!options.isa.empty() && options.isa != table->isa) continue;
       if (options.isa.empty() && std::strcmp(table->isa, "generic") == 0) continue;
       const MatmulKernel& kernel = table->matmul[static_cast<std::uint32_t>(type.type)];
-      const Bench bench{*table, type, kernel, kK};
+      const Bench bench{*table, type, kernel, options.k};
       if (type.type == quant::Qtype::kMXFP4) {
         for (std::size_t i = 0; i < kMemoryBytes; i += 17) weights.data()[i] = 120;
       }
@@ -98,8 +98,9 @@ void bench_matmul(const Options& options, const Ceilings& ceilings) {
           "\"memory_gb_per_s\": %.1f, \"memory_share\": %.2f}\n",
           kernel.name, cached, memory, memory / ceilings.read_gb_per_s);
       for (const std::int64_t n_cols : {2, 4, 8, 32, 64, 256}) {
+        if (!options.many_columns) break;
         constexpr std::int64_t kRows = 768;
-        const double ops = 2.0 * static_cast<double>(kRows * kK * n_cols) / 1e9;
+        const double ops = 2.0 * static_cast<double>(kRows * options.k * n_cols) / 1e9;
         const double few =
             n_cols <= 8 ? ops / bench.run(weights, kRows, n_cols, false, options.seconds) : 0.0;
         const double many = ops / bench.run(weights, kRows, n_cols, true, options.seconds);

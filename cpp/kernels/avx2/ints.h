@@ -251,6 +251,23 @@ struct Ints {
   static Vf zero_f() { return _mm256_setzero_ps(); }
   static Vf to_float(V a) { return _mm256_cvtepi32_ps(a); }
   static Vf load_f(const float* p) { return _mm256_load_ps(p); }
+  static Vf load_some_f(const float* p, int n) {  // the first n, then zeros
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_maskload_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(n), lane));
+  }
+  // Eight rows of eight numbers -> their eight sums.
+  static V add_rows(const std::int32_t (*rows)[8]) { return add_rows_8<Ints>(rows); }
+  // Each lane from the one after it, the last from the first.
+  static Vf rotate_f(Vf x) {
+    return _mm256_permutevar8x32_ps(x, _mm256_setr_epi32(1, 2, 3, 4, 5, 6, 7, 0));
+  }
+  // f16 numbers bits(0), bits(1), ... -> floats, times an exact factor.
+  template <class Bits>
+  static Vf halves(const Bits& bits, float factor) {
+    const __m128i x =
+        _mm_setr_epi16(bits(0), bits(1), bits(2), bits(3), bits(4), bits(5), bits(6), bits(7));
+    return _mm256_mul_ps(_mm256_cvtph_ps(x), _mm256_set1_ps(factor));
+  }
   static Vf broadcast_f(const float* p) { return _mm256_broadcast_ss(p); }
   static Vf mul_f(Vf a, Vf b) { return _mm256_mul_ps(a, b); }
   static Vf add_f(Vf a, Vf b) { return _mm256_add_ps(a, b); }

@@ -156,7 +156,9 @@ struct Ints {
   static Acc zero() { return _mm512_setzero_si512(); }
   static Acc add_pairs(Acc acc, __m512i a, __m512i b) {
 #ifdef MOESAIC_VNNI
-    return _mm512_dpwssd_epi32(acc, a, b);
+    // Spelt out: for the intrinsic the compiler (GCC 12) copies the accumulator every time.
+    __asm__("vpdpwssd %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
+    return acc;
 #else
     return _mm512_add_epi32(acc, _mm512_madd_epi16(a, b));
 #endif
@@ -281,6 +283,40 @@ struct Ints {
   static Vf zero_f() { return _mm512_setzero_ps(); }
   static Vf to_float(V a) { return _mm512_cvtepi32_ps(a); }
   static Vf load_f(const float* p) { return _mm512_load_ps(p); }
+  static Vf load_some_f(const float* p, int n) {  // the first n, then zeros
+    return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1U << n) - 1U), p);
+  }
+  // Sixteen rows of eight numbers -> their sixteen sums.
+  static V add_rows(const std::int32_t (*rows)[8]) {
+    // By halves, as they were stored: whole, they would have to wait for the stores to end.
+    const auto two = [&](int i) { return pair32(rows[2 * i], rows[2 * i + 1]); };
+    const auto pair32 = [](V a, V b) {
+      return add_v(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    };
+    const auto pair64 = [](V a, V b) {
+      return add_v(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+    };
+    // In 128-bit group g of low: halves of the sums of rows g / 2, + 2, + 4, + 6.
+    const V low = pair64(pair32(two(0), two(1)), pair32(two(2), two(3)));
+    const V high = pair64(pair32(two(4), two(5)), pair32(two(6), two(7)));
+    const V sums =
+        add_v(_mm512_shuffle_i32x4(low, high, 0x88), _mm512_shuffle_i32x4(low, high, 0xDD));
+    const V order = _mm512_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
+    return _mm512_permutexvar_epi32(order, sums);
+  }
+  // Each lane from the one after it, the last from the first.
+  static Vf rotate_f(Vf x) {
+    const V bits = _mm512_castps_si512(x);
+    return _mm512_castsi512_ps(_mm512_alignr_epi32(bits, bits, 1));
+  }
+  // f16 numbers bits(0), bits(1), ... -> floats, times an exact factor.
+  template <class Bits>
+  static Vf halves(const Bits& bits, float factor) {
+    const __m256i x = _mm256_setr_epi16(bits(0), bits(1), bits(2), bits(3), bits(4), bits(5),
+                                        bits(6), bits(7), bits(8), bits(9), bits(10), bits(11),
+                                        bits(12), bits(13), bits(14), bits(15));
+    return _mm512_mul_ps(_mm512_cvtph_ps(x), _mm512_set1_ps(factor));
+  }
   static Vf broadcast_f(const float* p) { return _mm512_set1_ps(*p); }
   static Vf mul_f(Vf a, Vf b) { return _mm512_mul_ps(a, b); }
   static Vf add_f(Vf a, Vf b) { return _mm512_add_ps(a, b); }

@@ -1,4 +1,4 @@
-// Small 256-bit pieces that both skeletons use.
+// Small pieces that both skeletons use.
 #pragma once
 
 #include <immintrin.h>
@@ -9,7 +9,7 @@ namespace moesaic::kernels {
 
 // Eight rows of eight numbers -> their eight sums.
 template <class X>
-__m256i add_rows(const std::int32_t (*rows)[8]) {
+[[gnu::always_inline]] inline __m256i add_rows_8(const std::int32_t (*rows)[8]) {
   const auto row = [&](int i) {
     return _mm256_load_si256(reinterpret_cast<const __m256i*>(rows[i]));
   };
@@ -46,11 +46,13 @@ template <class X>
   for (int j = 0; j < 8; ++j) r[j] = t[j];
 }
 
-// Eight f16 numbers -> floats, times an exact factor.
-template <class X>
-__m256 to_floats(const std::uint16_t (&bits)[8], float factor) {
-  const __m256 x = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bits)));
-  return _mm256_mul_ps(x, _mm256_set1_ps(factor));
+// Asks for the memory that a stream of weights reaches soon: n_bytes from kAheadBytes after p.
+// The processor's own prefetchers end at the borders of pages; far ahead is best (NOTES.md).
+inline constexpr int kAheadBytes = 8192;
+[[gnu::always_inline]] inline void fetch_ahead(const std::uint8_t* p, int n_bytes) {
+  for (int i = 0; i < n_bytes; i += 64) {
+    _mm_prefetch(reinterpret_cast<const char*>(p) + kAheadBytes + i, _MM_HINT_T0);
+  }
 }
 
 }  // namespace moesaic::kernels

@@ -26,13 +26,18 @@ struct SmallFew {
 
   template <class Chunk>
   static void step(const Chunk& blocks, std::int64_t chunk, Column* columns) {
-    typename X::B w[4];
-    for (int i = 0; i < 4; ++i) w[i] = small_quarter<X, T>(blocks, i);
+    typename X::B w[4] = {};
+    const int n_quarters = blocks.n_quarters();
+    for (int i = 0; i < 4; ++i) {
+      if (i < n_quarters) w[i] = small_quarter<X, T>(blocks, i);
+    }
     const __m256 d = T::d(blocks);
     for (int j = 0; j < kCols; ++j) {
       const ActRow& act = columns[j].act;
       typename X::Acc acc[4];
       for (int i = 0; i < 4; ++i) {
+        acc[i] = X::zero();
+        if (i >= n_quarters) continue;
         const typename X::B a = X::load64(act.q + chunk * kChunk + 64 * i);
         acc[i] = T::kWide ? X::dot_wide(X::zero(), w[i], a) : X::dot(X::zero(), w[i], a);
       }
@@ -70,11 +75,13 @@ struct SmallFew {
     const std::int64_t n_chunks = job.k / kChunk;
     using Block = typename T::Block;
     for (std::int64_t i = 0; i < n_chunks; ++i, p += T::kChunkBytes) {
+      fetch_ahead(p, T::kChunkBytes);
       step(WholeChunk<X, Block>{p}, i, columns);
     }
     if (job.k % kChunk != 0) {
       const auto n_bytes = static_cast<int>(job.k % kChunk * T::kChunkBytes / kChunk);
-      step(CutChunk<X, Block>{p, n_bytes / T::kBytes}, n_chunks, columns);
+      fetch_ahead(p, n_bytes);
+      step(CutChunk<X, T>{p, n_bytes / T::kBytes}, n_chunks, columns);
     }
     for (int j = 0; j < kCols; ++j) {
       alignas(32) float lanes[8];

@@ -37,7 +37,7 @@ struct SmallPanel {
       for (auto& row : rows) row.data += T::kChunkBytes;
     }
     if (rest_bytes != 0) {
-      CutChunk<X, typename T::Block> ends[kRows];
+      CutChunk<X, T> ends[kRows];
       for (int i = 0; i < kRows; ++i) ends[i] = {rows[i].data, rest_bytes / T::kBytes};
       fill_chunk(ends, panel[n_chunks]);
     }

@@ -36,18 +36,28 @@ namespace moesaic::kernels {
 template <class X, class Block>
 struct WholeChunk {
   const std::uint8_t* data;
+  static constexpr int n_quarters() { return 4; }  // of 64 values
   const std::uint8_t* operator()(int i) const { return data + i * static_cast<int>(sizeof(Block)); }
 };
 
-// The same where a row ends before its chunk does: missing blocks are zeros.
-template <class X, class Block>
+// The same where a row of type T ends before its chunk does: blocks past the end are made up (the
+// activations there are zeros), with a scale that is quick to multiply by.
+template <class X, class T>
 struct CutChunk {
   const std::uint8_t* data;
   int n_blocks;
+  int n_quarters() const { return (n_blocks * T::kBlockValues + 63) / 64; }
   const std::uint8_t* operator()(int i) const {
-    static constexpr std::uint8_t kZeros[sizeof(Block)] = {};
-    return i < n_blocks ? data + i * static_cast<int>(sizeof(Block)) : kZeros;
+    return i < n_blocks ? data + i * T::kBytes : kMissing.bytes;
   }
+
+  struct Missing {
+    std::uint8_t bytes[T::kBytes] = {};
+    constexpr Missing() {
+      for (std::uint8_t& byte : bytes) byte = T::kMissingByte;
+    }
+  };
+  static constexpr Missing kMissing = {};
 };
 
 template <class X, class Block_, quant::Qtype type>
@@ -61,6 +71,8 @@ struct SmallTypeBase {
   static constexpr bool kWide = false;
   static constexpr int kOffset = 0;
   static constexpr int kTop = 127;
+  static constexpr int kBlockValues = 32;
+  static constexpr std::uint8_t kMissingByte = 0;
   static constexpr int kChunkBytes = 8 * kBytes;  // of 256 values
 
   // f16 numbers at offset `at` of eight blocks.
@@ -175,6 +187,7 @@ struct MXFP4 : SmallTypeBase<X, quant::BlockMXFP4, quant::Qtype::kMXFP4> {
   using typename Base::Block;
   static constexpr int kTop = 28;
   static constexpr int kOffset = 16;
+  static constexpr std::uint8_t kMissingByte = 0x77;  // 0 would be a subnormal scale
   static B values(const Block& p, const Block& q) {
     return X::lookup(X::load128(kFp4Raised), Base::nibbles(p, q));
   }
@@ -200,6 +213,7 @@ struct NVFP4 : SmallTypeBase<X, quant::BlockNVFP4, quant::Qtype::kNVFP4> {
   static constexpr int kTop = 28;
   static constexpr bool kHasD16 = true;
   static constexpr int kOffset = 16;
+  static constexpr int kBlockValues = 64;
   static constexpr int kChunkBytes = 4 * Base::kBytes;
 
   template <class Chunk>

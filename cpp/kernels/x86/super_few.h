@@ -1,6 +1,7 @@
 // Super-block weights against a few columns: one row at a time, read once in file order. A block is
-// unpacked in registers and multiplied with every column; the whole numbers of eight blocks are
-// then added up and turned into floats together. Formulas and order: unpack.h.
+// unpacked in registers and multiplied with every column; the whole numbers of as many blocks as a
+// register has lanes are then added up and turned into floats together. Formulas and order:
+// unpack.h.
 #pragma once
 
 #include "kernels/act_layout.h"
@@ -12,18 +13,18 @@ namespace moesaic::kernels {
 template <class X, class T, int kCols>
 struct SuperFew {
   static constexpr int kOffset = T::kWide ? X::kWideOffset : T::kOffset;
-  static constexpr int kSpan = 8;  // blocks whose sums are finished together
+  static constexpr int kSpan = X::kRows;  // blocks whose sums are finished together
+  using Vf = typename X::Vf;
 
   struct Column {
     ActRow act;
     float total;
-    alignas(32) float repeated[kSpan];  // scales of a short row, again and again
+    alignas(64) float repeated[kSpan];  // scales of a short row, again and again
   };
+  // Eight partial sums of each block of a span.
   struct Sums {
-    alignas(32) std::int32_t isum[kCols][kSpan][8];
-    alignas(32) std::int32_t msum[T::kHasMin ? kCols : 1][kSpan][8];
-    std::uint16_t d[kSpan];
-    std::uint16_t dmin[kSpan];
+    alignas(64) std::int32_t isum[kCols][kSpan][8];
+    alignas(64) std::int32_t msum[T::kHasMin ? kCols : 1][kSpan][8];
   };
 
   template <int c>
@@ -44,11 +45,26 @@ struct SuperFew {
     }
   }
 
+  static const typename T::Block& block_at(const std::uint8_t* p) {
+    return *reinterpret_cast<const typename T::Block*>(p);
+  }
+
   static void block_sums(const std::uint8_t* p, std::int64_t b, int slot, const Column* columns,
                          Sums& sums) {
-    const auto& block = *reinterpret_cast<const typename T::Block*>(p);
+    fetch_ahead(p, T::kBytes);
+    const auto& block = block_at(p);
     const typename T::Head head = T::head(block);
     const __m128i scale_bytes = T::scales(block);
+    const auto group_sums = [&](int j) {
+      return X::load256(columns[j].act.sum + b * (kChunk / kSumGroup));
+    };
+    if constexpr (T::kHasMin) {
+      const __m256i mins = _mm256_cvtepi8_epi16(T::mins(block));
+      for (int j = 0; j < kCols; ++j) {
+        _mm256_store_si256(reinterpret_cast<__m256i*>(sums.msum[j][slot]),
+                           _mm256_madd_epi16(mins, group_sums(j)));
+      }
+    }
     const typename X::Scales scales = X::expand(scale_bytes);
     typename X::Acc acc[kCols];
     for (auto& a : acc) a = X::zero();
@@ -56,9 +72,6 @@ struct SuperFew {
     quarter<1>(block, head, scales, columns, b, acc);
     quarter<2>(block, head, scales, columns, b, acc);
     quarter<3>(block, head, scales, columns, b, acc);
-    const auto group_sums = [&](int j) {
-      return X::load256(columns[j].act.sum + b * (kChunk / kSumGroup));
-    };
     for (int j = 0; j < kCols; ++j) {
       __m256i isum = X::fold(acc[j]);
       if constexpr (kOffset != 0) {
@@ -68,38 +81,38 @@ struct SuperFew {
       }
       _mm256_store_si256(reinterpret_cast<__m256i*>(sums.isum[j][slot]), isum);
     }
-    if constexpr (T::kHasMin) {
-      const __m256i mins = _mm256_cvtepi8_epi16(T::mins(block));
-      for (int j = 0; j < kCols; ++j) {
-        _mm256_store_si256(reinterpret_cast<__m256i*>(sums.msum[j][slot]),
-                           _mm256_madd_epi16(mins, group_sums(j)));
-      }
-      sums.dmin[slot] = T::dmin(block);
-    }
-    sums.d[slot] = T::d(block);
   }
 
-  // p of the eight slots, for column j with the activation scales da.
-  static __m256 products(const Sums& sums, int j, __m256 da) {
-    const __m256 d = to_floats<X>(sums.d, T::kFactor);
-    const __m256 isum = _mm256_cvtepi32_ps(add_rows<X>(sums.isum[j]));
+  // p of every slot, for column j with the activation scales da; block(i) lies at address at(i).
+  template <class At>
+  static Vf products(const Sums& sums, int j, Vf da, const At& at) {
+    const Vf d =
+        X::halves([&](int i) { return static_cast<short>(T::d(block_at(at(i)))); }, T::kFactor);
+    const Vf isum = X::to_float(X::add_rows(sums.isum[j]));
     if constexpr (T::kHasMin) {
-      const __m256 msum = _mm256_cvtepi32_ps(add_rows<X>(sums.msum[j]));
-      const __m256 dmin = to_floats<X>(sums.dmin, 1.0F);
-      return _mm256_fmsub_ps(_mm256_mul_ps(d, da), isum,
-                             _mm256_mul_ps(_mm256_mul_ps(dmin, da), msum));
+      const Vf dmin =
+          X::halves([&](int i) { return static_cast<short>(T::dmin(block_at(at(i)))); }, 1.0F);
+      const Vf msum = X::to_float(X::add_rows(sums.msum[j]));
+      return X::fms_f(X::mul_f(d, da), isum, X::mul_f(X::mul_f(dmin, da), msum));
     } else {
-      return _mm256_mul_ps(_mm256_mul_ps(d, da), isum);
+      return X::mul_f(X::mul_f(d, da), isum);
     }
   }
 
   // Blocks [b, b + n) of the row at p, n <= kSpan; adds their p to the totals one after the other.
   // Slots past n keep what an earlier span left in them.
+  template <bool kWhole>
   static void span(const std::uint8_t* p, std::int64_t b, int n, Column* columns, Sums& sums) {
-    for (int i = 0; i < n; ++i) block_sums(p + (b + i) * T::kBytes, b + i, i, columns, sums);
+    const std::uint8_t* first = p + b * T::kBytes;
+    for (int i = 0; i < n; ++i) block_sums(first + i * T::kBytes, b + i, i, columns, sums);
+    const auto at = [&](int i) { return first + (kWhole || i < n ? i : 0) * T::kBytes; };
     for (int j = 0; j < kCols; ++j) {
-      alignas(32) float each[kSpan];
-      _mm256_store_ps(each, products(sums, j, _mm256_loadu_ps(columns[j].act.scale + b)));
+      const float* scale = columns[j].act.scale + b;
+      alignas(64) float each[kSpan];
+      X::store_f(
+          each,
+          products(sums, j, kWhole ? X::load_some_f(scale, kSpan) : X::load_some_f(scale, n), at),
+          kSpan);
       float total = columns[j].total;
       for (int i = 0; i < n; ++i) total = total + each[i];
       columns[j].total = total;
@@ -112,28 +125,34 @@ struct SuperFew {
     const std::int64_t n_blocks = job.k / kChunk;
     for (int j = 0; j < kCols; ++j) columns[j].total = 0.0F;
     std::int64_t b = 0;
-    for (; b + kSpan <= n_blocks; b += kSpan) span(p, b, kSpan, columns, sums);
-    if (b < n_blocks) span(p, b, static_cast<int>(n_blocks - b), columns, sums);
+    for (; b + kSpan <= n_blocks; b += kSpan) span<true>(p, b, kSpan, columns, sums);
+    if (b < n_blocks) span<false>(p, b, static_cast<int>(n_blocks - b), columns, sums);
     for (int j = 0; j < kCols; ++j) job.outs[c + j][r] = columns[j].total;
   }
 
-  // Several rows of n_blocks <= kSpan / 2 in one span.
+  // Several rows of n_blocks <= kSpan / 2, lying one after the other, in one span.
   static void short_rows(const MatmulJob& job, std::int64_t r, int n_rows, int n_blocks,
                          std::int64_t c, const Column* columns, Sums& sums) {
-    const std::uint8_t* p = job.weight + static_cast<std::size_t>(r) * job.weight_row_bytes;
-    for (int i = 0, slot = 0; i < n_rows; ++i, p += job.weight_row_bytes) {
-      for (int b = 0; b < n_blocks; ++b, ++slot) {
-        block_sums(p + b * T::kBytes, b, slot, columns, sums);
+    const std::uint8_t* first = job.weight + static_cast<std::size_t>(r) * job.weight_row_bytes;
+    const int n = n_rows * n_blocks;
+    const std::uint8_t* p = first;
+    for (int i = 0, slot = 0; i < n_rows; ++i) {
+      for (int b = 0; b < n_blocks; ++b, ++slot, p += T::kBytes) {
+        block_sums(p, b, slot, columns, sums);
       }
     }
+    const auto at = [&](int i) { return first + (i < n ? i : 0) * T::kBytes; };
     for (int j = 0; j < kCols; ++j) {
-      alignas(32) float each[kSpan];
-      _mm256_store_ps(each, products(sums, j, _mm256_load_ps(columns[j].repeated)));
-      for (int i = 0; i < n_rows; ++i) {
-        float total = 0.0F;
-        for (int b = 0; b < n_blocks; ++b) total = total + each[i * n_blocks + b];
-        job.outs[c + j][r + i] = total;
+      // All rows add up at once: a row's total comes to stand where its first product stood.
+      Vf each = products(sums, j, X::load_f(columns[j].repeated), at);
+      Vf total = X::add_f(X::zero_f(), each);
+      for (int b = 1; b < n_blocks; ++b) {
+        each = X::rotate_f(each);
+        total = X::add_f(total, each);
       }
+      alignas(64) float totals[kSpan];
+      X::store_f(totals, total, kSpan);
+      for (int i = 0; i < n_rows; ++i) job.outs[c + j][r + i] = totals[i * n_blocks];
     }
   }
 
@@ -148,7 +167,8 @@ struct SuperFew {
       }
     }
     Sums sums = {};
-    if (n_blocks > kSpan / 2 || n_blocks == 0) {
+    const bool adjoin = job.weight_row_bytes == static_cast<std::size_t>(n_blocks) * T::kBytes;
+    if (n_blocks > kSpan / 2 || n_blocks == 0 || !adjoin) {
       for (; r < end; ++r) long_row(job, r, c, columns, sums);
       return;
     }
