@@ -20,6 +20,13 @@ bool is_float(quant::Qtype type) {
   return type == quant::Qtype::kF32 || type == quant::Qtype::kF16 || type == quant::Qtype::kBF16;
 }
 
+bool is_grid(quant::Qtype type) {
+  using quant::Qtype;
+  return type == Qtype::kIQ1_S || type == Qtype::kIQ1_M || type == Qtype::kIQ2_XXS ||
+         type == Qtype::kIQ2_XS || type == Qtype::kIQ2_S || type == Qtype::kIQ3_XXS ||
+         type == Qtype::kIQ3_S || type == Qtype::kTQ1_0;
+}
+
 double held_bytes(const model::TensorSpec& spec) {
   return static_cast<double>(spec.origin == model::Origin::kMapped ? spec.mapped_bytes()
                                                                    : spec.derived_bytes());
@@ -30,6 +37,12 @@ double ops_of(const model::TensorSpec& spec) {
   if (spec.rows <= 1) return 0;
   return 2.0 * static_cast<double>(spec.rows) * static_cast<double>(spec.cols) *
          (is_float(spec.tensor->type) ? kFloatOpCost : 1.0);
+}
+
+// Of one of the spec's matrices.
+double unpack_ops_of(const model::TensorSpec& spec) {
+  if (spec.rows <= 1 || !is_grid(spec.tensor->type)) return 0;
+  return kGridUnpackOps * static_cast<double>(spec.rows) * static_cast<double>(spec.cols);
 }
 
 // Floats that this matmul reads and writes, in bytes.
@@ -69,10 +82,12 @@ LayerCost layer_cost(const std::vector<model::TensorSpec>& specs, const model::C
     if (is_routed(spec)) {
       cost.expert_bytes += held_bytes(spec) / n;
       cost.expert_ops_per_row += ops_of(spec);
+      cost.expert_unpack_ops += unpack_ops_of(spec);
       cost.row_bytes += static_cast<double>(config.moe.n_active) * row_bytes_of(spec);
     } else {
       cost.dense_bytes += held_bytes(spec);
       cost.dense_ops_per_row += n * ops_of(spec);
+      cost.dense_unpack_ops += n * unpack_ops_of(spec);
       cost.row_bytes += n * row_bytes_of(spec);
     }
   }
@@ -114,6 +129,7 @@ ModelCost model_cost(const model::ModelFile& model, const model::LoadOptions& op
   cost.head.weights_bytes = held_bytes(model.output) + held_bytes(model.output_norm);
   cost.head.dense_bytes = cost.head.weights_bytes;
   cost.head.dense_ops_per_row = ops_of(model.output);
+  cost.head.dense_unpack_ops = unpack_ops_of(model.output);
   cost.head.row_bytes = row_bytes_of(model.output);
   for (std::size_t l = 0; l < model.layers.size(); ++l) {
     LayerCost layer = layer_cost(model.layers[l], c, options);

@@ -16,6 +16,8 @@ namespace moesaic::cluster {
 // Matmuls are counted in operations of int8: a multiply-add is two. One of a weight that is held in
 // floats, and those of attention, take as long as this many.
 inline constexpr double kFloatOpCost = 3.6;  // KERNELS.md: 107 against 375 GOP/s a core
+// What finding the points of a grid adds to a weight of the IQ types, in such operations.
+inline constexpr double kGridUnpackOps = 22;  // KERNELS.md: 30 ps a weight and core
 
 // What scores and mixed values cost a row for each cached position that it sees.
 struct AttentionCost {
@@ -24,6 +26,7 @@ struct AttentionCost {
   double decompressed_ops_per_key = 0;  // 0: it may not
   double decompress_ops_per_key = 0;
   std::int64_t window = 0;  // positions that a row sees at most; 0: all
+  bool operator==(const AttentionCost&) const = default;
 };
 
 // One layer (or the embedding, or the head). "Row" is one token of one sequence.
@@ -31,11 +34,14 @@ struct LayerCost {
   double weights_bytes = 0;       // held, computed weights included
   double dense_bytes = 0;         // of them read by every step
   double dense_ops_per_row = 0;   // matmuls with them
+  double dense_unpack_ops = 0;    // of types that unpack slowly, beyond what others take
   double expert_bytes = 0;        // of one routed expert; 0: none
   double expert_ops_per_row = 0;  // of one routed expert, for a row that chose it
-  double row_bytes = 0;           // float activations that a row's matmuls read and write
+  double expert_unpack_ops = 0;
+  double row_bytes = 0;  // float activations that a row's matmuls read and write
   double kv_bytes_per_token = 0;
   AttentionCost attention;
+  bool operator==(const LayerCost&) const = default;
 };
 
 // What scratch depends on.

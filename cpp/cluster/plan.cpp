@@ -15,7 +15,7 @@ namespace moesaic::cluster {
 namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-constexpr double kTypicalPrompt = 4096;
+constexpr std::int64_t kTypicalPrompt = 4096;
 constexpr double kTypicalAnswer = 256;
 // With many experts a micro-batch touches nearly all of them, whatever its size: large ones read
 // the weights less often, small ones fill the pipeline sooner.
@@ -69,8 +69,7 @@ class Planner {
     const Pipeline pipeline(model_, nodes_, ends, options_.hidden_f16);
     Prediction p;
     p.prompt_tokens = prompt;
-    p.time_to_first_token_s =
-        pipeline.first_token_seconds(static_cast<double>(prompt), static_cast<double>(rows));
+    p.time_to_first_token_s = pipeline.first_token_seconds(prompt, rows);
     p.prefill_tokens_per_s = static_cast<double>(prompt) / p.time_to_first_token_s;
     p.decode_tokens_per_s = 1.0 / pipeline.token_seconds(static_cast<double>(prompt));
     return p;
@@ -111,10 +110,10 @@ class Planner {
   }
 
   double request_seconds(const Ends& ends, std::int64_t rows) const {
-    const double prompt = std::min(kTypicalPrompt, static_cast<double>(options_.n_ctx));
+    const std::int64_t prompt = std::min(kTypicalPrompt, options_.n_ctx);
     const Pipeline pipeline(model_, nodes_, ends, options_.hidden_f16);
-    return pipeline.first_token_seconds(prompt, static_cast<double>(rows)) +
-           kTypicalAnswer * pipeline.token_seconds(prompt);
+    return pipeline.first_token_seconds(prompt, rows) +
+           kTypicalAnswer * pipeline.token_seconds(static_cast<double>(prompt));
   }
 
   // What the table of cuts is filled from: (n_nodes, n_layers + 1) each.
@@ -125,7 +124,7 @@ class Planner {
   };
 
   Tables tables(std::int64_t rows) const {
-    const double prompt = std::min(kTypicalPrompt, static_cast<double>(options_.n_ctx));
+    const auto prompt = static_cast<double>(std::min(kTypicalPrompt, options_.n_ctx));
     Tables tables;
     for (const NodeFacts& node : nodes_) {
       std::vector<double> decode{0};

@@ -6,23 +6,28 @@
 #include <algorithm>
 #include <cmath>
 
+#include "cluster/micro_batches.h"
+
 namespace moesaic::cluster {
 namespace {
 
 // Unpacking a panel of weights costs as much as computing this many rows with it (KERNELS.md: 450
 // GOP/s with 8 rows, 672 with 32, 752 with 128).
-constexpr double kUnpackRows = 4;
+constexpr double kUnpackRows = 6;
 // Float activations between matmuls: how often each is moved (quantised, activated, scattered).
 constexpr double kRowPasses = 1.0;
 // Norms, routing, barriers: what a layer costs a step beyond its matmuls.
 constexpr double kLayerOverhead = 10e-6;
 constexpr double kFewRows = 16;  // below, MLA stays in its absorbed form
 
-// `rows` rows through weights of `bytes`, with `ops` of each row. Never slower than row by row.
-double matmul_seconds(const NodeFacts& node, double bytes, double ops, double rows) {
+// `rows` rows through weights of `bytes`, with `ops` of each row and unpack_ops of the weights.
+// Never slower than row by row.
+double matmul_seconds(const NodeFacts& node, double bytes, double ops, double unpack_ops,
+                      double rows) {
   const double read = bytes / node.read_bytes_per_s;
-  const double compute = ops * (rows + kUnpackRows) / node.matmul_ops_per_s;
-  return std::max(read, std::min(compute, rows * read));
+  const double one = std::max(read, unpack_ops / node.matmul_ops_per_s);
+  const double many = (ops * (rows + kUnpackRows) + unpack_ops) / node.matmul_ops_per_s;
+  return std::max(read, std::min(many, rows * one));
 }
 
 // Experts that at least one of the rows chose, were choices even and independent.
@@ -48,12 +53,13 @@ double attention_seconds(const LayerCost& layer, const NodeFacts& node, double r
 
 double layer_seconds(const ModelCost& model, const LayerCost& layer, const NodeFacts& node,
                      double rows, double depth) {
-  double seconds = matmul_seconds(node, layer.dense_bytes, layer.dense_ops_per_row, rows);
+  double seconds = matmul_seconds(node, layer.dense_bytes, layer.dense_ops_per_row,
+                                  layer.dense_unpack_ops, rows);
   if (layer.expert_bytes > 0) {
     const double touched = experts_touched(model, rows);
     const double rows_each = rows * static_cast<double>(model.n_active) / touched;
-    seconds +=
-        touched * matmul_seconds(node, layer.expert_bytes, layer.expert_ops_per_row, rows_each);
+    seconds += touched * matmul_seconds(node, layer.expert_bytes, layer.expert_ops_per_row,
+                                        layer.expert_unpack_ops, rows_each);
   }
   return seconds + attention_seconds(layer, node, rows, depth) +
          rows * layer.row_bytes * kRowPasses / node.read_bytes_per_s + kLayerOverhead;
@@ -64,25 +70,42 @@ Pipeline::Pipeline(const ModelCost& model, std::span<const NodeFacts> nodes,
     : model_(model), value_bytes_(hidden_f16 ? 2 : 4) {
   std::int64_t begin = 0;
   for (std::size_t i = 0; i < nodes.size(); begin = ends[i], ++i) {
-    if (ends[i] > begin) stages_.push_back({&nodes[i], begin, ends[i]});
+    if (ends[i] == begin) continue;
+    Stage stage{&nodes[i], {}};
+    for (std::int64_t l = begin; l < ends[i]; ++l) {
+      const LayerCost& layer = model.layers[static_cast<std::size_t>(l)];
+      const auto same = std::find_if(stage.kinds.begin(), stage.kinds.end(),
+                                     [&](const Kind& kind) { return *kind.layer == layer; });
+      if (same == stage.kinds.end()) {
+        stage.kinds.push_back({&layer, 1});
+      } else {
+        same->count += 1;
+      }
+    }
+    stages_.push_back(std::move(stage));
   }
 }
 
-double Pipeline::first_token_seconds(double prompt, double micro_batch_rows) const {
-  const double n_batches = std::ceil(prompt / micro_batch_rows);
-  const double last_rows = prompt - (n_batches - 1) * micro_batch_rows;
-  const bool alone = stages_.size() == 1;
-  double slowest = 0;
-  double last_pass = 0;
-  for (const Stage& stage : stages_) {
-    // A row sees half the prompt on average, those of the last micro-batch nearly all of it.
-    slowest = std::max(slowest, stage_seconds(stage, micro_batch_rows, prompt / 2));
-    last_pass += stage_seconds(stage, last_rows, prompt - last_rows / 2);
-    if (alone) continue;
-    slowest = std::max(slowest, link_seconds(stage, micro_batch_rows));
-    last_pass += stage.node->rtt_s / 2 + link_seconds(stage, last_rows);
+double Pipeline::first_token_seconds(std::int64_t prompt, std::int64_t micro_batch_rows) const {
+  model::Step step;
+  step.sequences.resize(1);
+  step.sequences[0].tokens.resize(static_cast<std::size_t>(prompt));
+  const auto n_stages = static_cast<std::int64_t>(stages_.size());
+  std::vector<double> stage_free(stages_.size(), 0.0);
+  std::vector<double> link_free(stages_.size(), 0.0);
+  double there = 0;  // when the micro-batch is at the next stage
+  for (const MicroBatch& batch : cut_step(step, micro_batch_rows, n_stages)) {
+    const auto rows = static_cast<double>(batch[0].n_rows);
+    const double depth = static_cast<double>(batch[0].offset) + rows / 2;
+    there = 0;
+    for (std::size_t s = 0; s < stages_.size(); ++s) {
+      stage_free[s] = std::max(there, stage_free[s]) + stage_seconds(stages_[s], rows, depth);
+      // Sending overlaps with computing the next one.
+      link_free[s] = std::max(stage_free[s], link_free[s]) + link_seconds(stages_[s], rows);
+      there = link_free[s] + (n_stages > 1 ? stages_[s].node->rtt_s / 2 : 0.0);
+    }
   }
-  return (n_batches - 1) * slowest + last_pass + head_seconds();
+  return there + head_seconds();
 }
 
 double Pipeline::token_seconds(double depth) const {
@@ -96,9 +119,8 @@ double Pipeline::token_seconds(double depth) const {
 
 double Pipeline::stage_seconds(const Stage& stage, double rows, double depth) const {
   double seconds = 0;
-  for (std::int64_t l = stage.begin; l < stage.end; ++l) {
-    seconds +=
-        layer_seconds(model_, model_.layers[static_cast<std::size_t>(l)], *stage.node, rows, depth);
+  for (const Kind& kind : stage.kinds) {
+    seconds += kind.count * layer_seconds(model_, *kind.layer, *stage.node, rows, depth);
   }
   return seconds;
 }

@@ -22,17 +22,21 @@ class Pipeline {
   Pipeline(const ModelCost& model, std::span<const NodeFacts> nodes,
            std::span<const std::int64_t> ends, bool hidden_f16);
 
-  // From the prompt to the first token: micro-batches follow each other through the stages; the
-  // slowest stage or link sets the pace, and one micro-batch has to pass all of them.
-  double first_token_seconds(double prompt, double micro_batch_rows) const;
+  // From the prompt to the first token: its micro-batches, cut as a cluster's runner cuts them,
+  // follow each other through the stages, each starting when it is there and the one before it is
+  // done.
+  double first_token_seconds(std::int64_t prompt, std::int64_t micro_batch_rows) const;
   // One token of one sequence: all stages, one hop each.
   double token_seconds(double depth) const;
 
  private:
+  struct Kind {  // equal layers
+    const LayerCost* layer;
+    double count;
+  };
   struct Stage {
     const NodeFacts* node;
-    std::int64_t begin;
-    std::int64_t end;
+    std::vector<Kind> kinds;
   };
   double stage_seconds(const Stage& stage, double rows, double depth) const;
   double head_seconds() const;

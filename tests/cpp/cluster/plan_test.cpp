@@ -226,20 +226,27 @@ TEST(PlanTime, MicroBatchesFillThePipeline) {
     layer.kv_bytes_per_token = 0;
   }
   std::vector<NodeFacts> four(4, node(4e9));
-  for (NodeFacts& n : four) n.rtt_s = n.link_bytes_per_s = 0;
+  for (NodeFacts& n : four) {
+    n.rtt_s = n.link_bytes_per_s = 0;
+    n.read_bytes_per_s = 1e12;  // bound by computing: small micro-batches cost nothing more
+  }
   const PlanOptions options{.n_ctx = 8192};
   const auto seconds = [&](std::int64_t rows, std::int64_t prompt) {
     return predict(model, four, {2, 4, 6, 8}, options, rows, prompt).time_to_first_token_s;
   };
   // m micro-batches through N stages: (m + N - 1) stages' time, and one row of the head.
-  const double one = seconds(256, 256);
-  const double head = 30e6 / 2e10 + 10e-6;
+  const double one = seconds(64, 64);
+  const double head = 30e6 / 1e12 + 10e-6;
   const double stage = (one - head) / 4;
-  EXPECT_NEAR(seconds(256, 2048), (8 + 4 - 1) * stage + head, 1e-3 * one);
-  EXPECT_NEAR(seconds(256, 8192), (32 + 4 - 1) * stage + head, 1e-3 * one);
+  EXPECT_NEAR(seconds(64, 2048), (32 + 4 - 1) * stage + head, 1e-6 * one);
+  EXPECT_NEAR(seconds(64, 8192), (128 + 4 - 1) * stage + head, 1e-6 * one);
+  // Smaller ones at both ends fill it sooner.
+  const double large = (seconds(512, 512) - head) / 4;
+  EXPECT_LT(seconds(512, 8192), (16 + 4 - 1) * large + head);
+  EXPECT_GT(seconds(512, 8192), 16 * large + head);
   // A link slower than a stage sets the pace instead.
-  four[1].link_bytes_per_s = 256 * 1024 * 4 / (3 * stage);
-  EXPECT_NEAR(seconds(256, 8192), 31 * 3 * stage + 4 * stage + 3 * stage + head, 1e-3 * one);
+  four[1].link_bytes_per_s = 64 * 1024 * 4 / (3 * stage);
+  EXPECT_NEAR(seconds(64, 8192), 127 * 3 * stage + 4 * stage + 3 * stage + head, 1e-6 * one);
 }
 
 TEST(PlanTime, StepsAreBoundByReadingOrByComputing) {
