@@ -40,7 +40,7 @@ struct LayerCost {
   double expert_unpack_ops = 0;
   double row_bytes = 0;  // float activations that a row's matmuls read and write
   double kv_bytes_per_token = 0;
-  AttentionCost attention;
+  AttentionCost attention{};
   bool operator==(const LayerCost&) const = default;
 };
 

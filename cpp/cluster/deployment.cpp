@@ -161,11 +161,6 @@ void Deployment::fail_link(const std::exception_ptr& why, std::size_t stage) {
 // --- the deployment's thread
 
 template <typename M>
-void Deployment::tell_coordinator(const M& message, std::vector<std::uint8_t> payload) {
-  coordinator_->send(message, std::move(payload), epoch_);
-}
-
-template <typename M>
 void Deployment::pass_on(const M& message, std::vector<std::uint8_t> payload) {
   std::shared_ptr<net::Connection> link;
   {

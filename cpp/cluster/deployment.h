@@ -99,7 +99,9 @@ class Deployment {
   bool is_first() const { return load_.stage == 0; }
   bool is_last() const { return load_.stage + 1 == load_.stages.size(); }
   template <typename M>
-  void tell_coordinator(const M& message, std::vector<std::uint8_t> payload = {});
+  void tell_coordinator(const M& message, std::vector<std::uint8_t> payload = {}) {
+    coordinator_->send(message, std::move(payload), epoch_);
+  }
   template <typename M>
   void pass_on(const M& message, std::vector<std::uint8_t> payload = {});
 

@@ -23,7 +23,7 @@ struct LoadOptions {
   std::int64_t max_step_rows = 512;
   std::int64_t page_tokens = 64;  // a power of two, at most 512
   bool prefault = true;           // read all weights now
-  std::function<void(std::uint64_t done_bytes, std::uint64_t total_bytes)> progress;
+  std::function<void(std::uint64_t done_bytes, std::uint64_t total_bytes)> progress{};
   const CancelFlag* cancel = nullptr;
   std::string where = "Model";  // the call that loads, for messages
 };
