@@ -32,10 +32,13 @@ namespace moesaic::cluster::testing {
 namespace fs = std::filesystem;
 using Bytes = std::vector<std::uint8_t>;
 
+// In memory where the system has such a place: these tests write thousands of small files.
 class Folder {
  public:
   Folder() {
-    std::string pattern = (fs::temp_directory_path() / "moesaic_weights_XXXXXX").string();
+    const bool shared_memory = access("/dev/shm", W_OK) == 0;
+    const fs::path parent = shared_memory ? fs::path("/dev/shm") : fs::temp_directory_path();
+    std::string pattern = (parent / "moesaic_weights_XXXXXX").string();
     if (mkdtemp(pattern.data()) == nullptr) throw IoError("mkdtemp");
     path_ = pattern;
   }
