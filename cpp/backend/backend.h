@@ -128,7 +128,9 @@ struct RopeSpec {
   double magnitude = 1.0;  // multiplies cos and sin
 };
 
-enum class KvType { kF32, kF16 };
+// What a cached row is made of. kQ8_0: blocks of 32 values (34 bytes); the widths of heads, and of
+// MLA's latent part, must be multiples of 32.
+enum class KvType { kF32, kF16, kQ8_0 };
 
 // The cache of a range of layers: pages of page_tokens rows. A row is k_width values and v_width
 // values per layer; MLA has v_width 0 and reads values as the first columns of the key row.

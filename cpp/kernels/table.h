@@ -59,7 +59,9 @@ struct MatmulKernel {
   std::int64_t many_from = 0;
 };
 
-enum class KvType { kF32, kF16 };
+// How a cached row lies in memory: plain floats, or blocks of 32 as in quant/q8_0.h (d_k and d_v
+// are multiples of 32 then).
+enum class KvType { kF32, kF16, kQ8_0 };
 
 // Unnormalised attention of n_q queries that share one KV head, over cached rows [begin, end) of
 // one sequence, which lie in one chunk: kAttentionChunk * c <= begin <= end <= kAttentionChunk * (c

@@ -24,7 +24,15 @@ constexpr std::int64_t kLeastHeads = 16;
 std::int64_t div_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 kernels::KvType kernel_type(KvType type) {
-  return type == KvType::kF32 ? kernels::KvType::kF32 : kernels::KvType::kF16;
+  switch (type) {
+    case KvType::kF32:
+      return kernels::KvType::kF32;
+    case KvType::kF16:
+      return kernels::KvType::kF16;
+    case KvType::kQ8_0:
+      return kernels::KvType::kQ8_0;
+  }
+  fail<InternalError>("[cpu.attention] cache type ", static_cast<int>(type));
 }
 
 AttentionKeys cached_keys(const CpuKv& kv) {
@@ -40,7 +48,9 @@ void check_spec(const CpuKv& kv, const AttentionSpec& spec) {
       cache.v_width > 0 ? cache.k_width == spec.n_kv_heads * spec.d_k &&
                               cache.v_width == spec.n_kv_heads * spec.d_v
                         : cache.k_width == spec.d_k && spec.n_kv_heads == 1 && spec.d_v <= spec.d_k;
-  if (!heads || !widths || spec.window < 0) {
+  // A head begins and ends with a block.
+  const bool blocks = cache.type != KvType::kQ8_0 || (spec.d_k % 32 == 0 && spec.d_v % 32 == 0);
+  if (!heads || !widths || !blocks || spec.window < 0) {
     fail<InternalError>("[cpu.attention] ", spec.n_heads, " heads on ", spec.n_kv_heads,
                         " KV heads of ", spec.d_k, " and ", spec.d_v, ", window ", spec.window,
                         ", over a cache of widths ", cache.k_width, " and ", cache.v_width);
@@ -112,9 +122,8 @@ void set_pages(const AttentionCall& call, const AttentionItem& item, std::int64_
                AttentionMember& member) {
   const CpuKv& kv = *call.kv;
   const SequenceRows& sequence = call.sequences[static_cast<std::size_t>(item.sequence)];
-  const std::size_t element = kv_element_bytes(kv.spec().type);
-  const std::size_t k_offset = static_cast<std::size_t>(item.kv_head * call.spec->d_k) * element;
-  const std::size_t v_offset = static_cast<std::size_t>(item.kv_head * call.spec->d_v) * element;
+  const std::size_t k_offset = kv_bytes(kv.spec().type, item.kv_head * call.spec->d_k);
+  const std::size_t v_offset = kv_bytes(kv.spec().type, item.kv_head * call.spec->d_v);
   const std::int64_t page_tokens = kv.spec().page_tokens;
   const std::int64_t begin = chunk * kAttentionChunk;
   const std::int64_t end =

@@ -8,6 +8,7 @@
 
 #include "backend/cpu/cpu_backend.h"
 #include "base/errors.h"
+#include "quant/q8_0.h"
 
 namespace moesaic::backend::cpu {
 namespace {
@@ -167,10 +168,16 @@ void DecompressedRun::prepare_block(const SequenceRows& sequence, std::int64_t c
         cache.k_page(call_.layer, page) +
         static_cast<std::size_t>(position % page_tokens) * cache.k_row_bytes();
     const float* latent = row;
-    if (cache.spec().type == KvType::kF16) {
-      table.from_f16(reinterpret_cast<const std::uint16_t*>(stored), kv_lora_ + d_rope_, row);
-    } else {
-      latent = reinterpret_cast<const float*>(stored);
+    switch (cache.spec().type) {
+      case KvType::kF32:
+        latent = reinterpret_cast<const float*>(stored);
+        break;
+      case KvType::kF16:
+        table.from_f16(reinterpret_cast<const std::uint16_t*>(stored), kv_lora_ + d_rope_, row);
+        break;
+      case KvType::kQ8_0:
+        quant::decode_q8_0(stored, (kv_lora_ + d_rope_) / 32, row);
+        break;
     }
     for (const Decompressor& part : parts_) {
       if (part.is_shared) continue;

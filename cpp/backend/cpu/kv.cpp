@@ -1,10 +1,12 @@
 // The KV cache: rows of the step into pages, pages copied, read in canonical order and given back.
 #include <unistd.h>
 
+#include <cmath>
 #include <cstring>
 
 #include "backend/cpu/cpu_backend.h"
 #include "base/errors.h"
+#include "quant/q8_0.h"
 
 namespace moesaic::backend::cpu {
 namespace {
@@ -20,12 +22,29 @@ void check_spec(const KvSpec& spec, const char* op) {
   }
 }
 
+// The scale of a block with a NaN in it is NaN: whole numbers have none, and it must not get lost.
+void store_q8(const float* x, std::int64_t n, std::uint8_t* out) {
+  constexpr std::uint16_t kHalfNan = 0x7E00;
+  quant::encode_q8_0(x, n / 32, out);
+  for (std::int64_t i = 0; i < n; ++i) {
+    if (!std::isnan(x[i])) continue;
+    std::memcpy(out + static_cast<std::size_t>(i / 32) * sizeof(quant::BlockQ8_0), &kHalfNan,
+                sizeof kHalfNan);
+  }
+}
+
 void store(const kernels::Table& table, KvType type, const float* x, std::int64_t n,
            std::uint8_t* out) {
-  if (type == KvType::kF32) {
-    std::memcpy(out, x, static_cast<std::size_t>(n) * 4);
-  } else {
-    table.to_f16(x, n, reinterpret_cast<std::uint16_t*>(out));
+  switch (type) {
+    case KvType::kF32:
+      std::memcpy(out, x, static_cast<std::size_t>(n) * 4);
+      return;
+    case KvType::kF16:
+      table.to_f16(x, n, reinterpret_cast<std::uint16_t*>(out));
+      return;
+    case KvType::kQ8_0:
+      store_q8(x, n, out);
+      return;
   }
 }
 
@@ -55,6 +74,11 @@ void for_rows(Kv& kv, std::int64_t layer, std::span<const std::int32_t> pages, s
 
 std::unique_ptr<KvStore> CpuBackend::make_kv(const KvSpec& spec) {
   check_spec(spec, "make_kv");
+  if (spec.type == KvType::kQ8_0 && (spec.k_width % 32 != 0 || spec.v_width % 32 != 0)) {
+    fail<ArgumentError>("[kv] kv_type: got q8_0 for a model whose cached rows have ", spec.k_width,
+                        " and ", spec.v_width,
+                        " values, need multiples of 32; use kv_type=\"f16\"");
+  }
   return std::make_unique<CpuKv>(spec);
 }
 
@@ -63,7 +87,7 @@ std::size_t CpuBackend::kv_page_bytes(const KvSpec& spec) const {
 }
 
 std::size_t CpuBackend::kv_row_bytes(const KvSpec& spec) const {
-  return static_cast<std::size_t>(spec.k_width + spec.v_width) * kv_element_bytes(spec.type);
+  return kv_bytes(spec.type, spec.k_width) + kv_bytes(spec.type, spec.v_width);
 }
 
 void CpuBackend::kv_write(KvStore& kv, std::int64_t layer, std::span<const SequenceRows> sequences,

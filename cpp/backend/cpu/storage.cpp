@@ -5,6 +5,7 @@
 #include <typeinfo>
 
 #include "base/errors.h"
+#include "quant/q8_0.h"
 
 namespace moesaic::backend::cpu {
 
@@ -46,12 +47,23 @@ const float* CpuWeight::floats() const {
   return floats_.as<float>();
 }
 
-std::size_t kv_element_bytes(KvType type) { return type == KvType::kF32 ? 4 : 2; }
+std::size_t kv_bytes(KvType type, std::int64_t n) {
+  const auto count = static_cast<std::size_t>(n);
+  switch (type) {
+    case KvType::kF32:
+      return count * sizeof(float);
+    case KvType::kF16:
+      return count * sizeof(std::uint16_t);
+    case KvType::kQ8_0:
+      return count / 32 * sizeof(quant::BlockQ8_0);
+  }
+  fail<InternalError>("[cpu] cache type ", static_cast<int>(type));
+}
 
 CpuKv::CpuKv(const KvSpec& spec)
     : spec_(spec),
-      k_row_bytes_(static_cast<std::size_t>(spec.k_width) * kv_element_bytes(spec.type)),
-      v_row_bytes_(static_cast<std::size_t>(spec.v_width) * kv_element_bytes(spec.type)) {
+      k_row_bytes_(kv_bytes(spec.type, spec.k_width)),
+      v_row_bytes_(kv_bytes(spec.type, spec.v_width)) {
   for (std::int64_t layer = 0; layer < spec.n_layers; ++layer) {
     k_.emplace_back(k_page_bytes() * static_cast<std::size_t>(spec.n_pages));
     v_.emplace_back(v_page_bytes() * static_cast<std::size_t>(spec.n_pages));

@@ -106,7 +106,8 @@ class CpuKv final : public KvStore {
   std::vector<AlignedBuffer> v_;  // empty buffers for MLA
 };
 
-std::size_t kv_element_bytes(KvType type);
+// Bytes of n values as the cache holds them; n is a multiple of 32 for kQ8_0.
+std::size_t kv_bytes(KvType type, std::int64_t n);
 
 // A Mat with its memory: row r begins at data + r * stride.
 struct View {

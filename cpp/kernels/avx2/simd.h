@@ -55,6 +55,18 @@ struct Simd {
     for (int l = 0; l < n; ++l) some[l] = p[l];
     return load_f16(some);
   }
+  // The f16 number at p, at any address, in every lane.
+  static F set1_f16(const void* p) {
+    std::uint16_t bits;
+    __builtin_memcpy(&bits, p, 2);
+    const __m256 x = _mm256_cvtph_ps(_mm_set1_epi16(static_cast<short>(bits)));
+    return {x, x};
+  }
+  static F load_int8(const std::int8_t* p) {
+    const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x)),
+            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(x, 8)))};
+  }
   static F load_bf16(const std::uint16_t* p) {
     const auto* v = reinterpret_cast<const __m128i*>(p);
     const __m256i lo = _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(v)), 16);

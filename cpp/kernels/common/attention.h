@@ -9,6 +9,7 @@
 
 #include "kernels/common/f32_ops.h"
 #include "kernels/table.h"
+#include "quant/q8_0.h"
 
 namespace moesaic::kernels {
 
@@ -21,25 +22,34 @@ struct AttentionScratch {
   alignas(64) float score[kQueryBlock][kAttentionChunk];
 };
 
+// A cache type gives sixteen values of a row from value d on, or n of them and zeros.
 template <class S>
 struct F32Kv {
-  static constexpr int kBytes = 4;
-  static typename S::F load(const std::uint8_t* p) {
-    return S::load(reinterpret_cast<const float*>(p));
+  static typename S::F load(const std::uint8_t* row, std::int64_t d) {
+    return S::load(reinterpret_cast<const float*>(row) + d);
   }
-  static typename S::F load_n(const std::uint8_t* p, int n) {
-    return S::load_n(reinterpret_cast<const float*>(p), n);
+  static typename S::F load_n(const std::uint8_t* row, std::int64_t d, int n) {
+    return S::load_n(reinterpret_cast<const float*>(row) + d, n);
   }
 };
 template <class S>
 struct F16Kv {
-  static constexpr int kBytes = 2;
-  static typename S::F load(const std::uint8_t* p) {
-    return S::load_f16(reinterpret_cast<const std::uint16_t*>(p));
+  static typename S::F load(const std::uint8_t* row, std::int64_t d) {
+    return S::load_f16(reinterpret_cast<const std::uint16_t*>(row) + d);
   }
-  static typename S::F load_n(const std::uint8_t* p, int n) {
-    return S::load_f16_n(reinterpret_cast<const std::uint16_t*>(p), n);
+  static typename S::F load_n(const std::uint8_t* row, std::int64_t d, int n) {
+    return S::load_f16_n(reinterpret_cast<const std::uint16_t*>(row) + d, n);
   }
+};
+// Rows are whole blocks, so d is a multiple of 16 and nothing is left over at a row's end.
+template <class S>
+struct Q8Kv {
+  static typename S::F load(const std::uint8_t* row, std::int64_t d) {
+    const std::uint8_t* block = row + d / 32 * static_cast<std::int64_t>(sizeof(quant::BlockQ8_0));
+    return S::mul(S::load_int8(reinterpret_cast<const std::int8_t*>(block + 2 + d % 32)),
+                  S::set1_f16(block));
+  }
+  static typename S::F load_n(const std::uint8_t* row, std::int64_t d, int) { return load(row, d); }
 };
 
 // One call: the queries [q0, q0 + n_q) of the job, the keys [low, high) of its chunk (offsets in
@@ -68,14 +78,14 @@ struct AttentionBlock {
       F qd[kQ];
       for (int a = 0; a < kQ; ++a) qd[a] = S::load(q[a] + d);
       for (int b = 0; b < kT; ++b) {
-        const F kd = Kv::load(key[b] + d * Kv::kBytes);
+        const F kd = Kv::load(key[b], d);
         for (int a = 0; a < kQ; ++a) acc[a * kT + b] = S::fma(qd[a], kd, acc[a * kT + b]);
       }
     }
     if (d < job.d_k) {
       const int n = static_cast<int>(job.d_k - d);
       for (int b = 0; b < kT; ++b) {
-        const F kd = Kv::load_n(key[b] + d * Kv::kBytes, n);
+        const F kd = Kv::load_n(key[b], d, n);
         for (int a = 0; a < kQ; ++a) {
           acc[a * kT + b] = S::fma(S::load_n(q[a] + d, n), kd, acc[a * kT + b]);
         }
@@ -143,9 +153,9 @@ struct AttentionBlock {
     F acc[kQ * kD];
     for (F& a : acc) a = S::zero();
     for (int t = low; t < high; ++t) {
-      const std::uint8_t* row = scratch.value[t] + d * Kv::kBytes;
+      const std::uint8_t* row = scratch.value[t];
       F v[kD];
-      for (int b = 0; b < kD; ++b) v[b] = Kv::load(row + 16 * b * Kv::kBytes);
+      for (int b = 0; b < kD; ++b) v[b] = Kv::load(row, d + 16 * b);
       for (int a = 0; a < kQ; ++a) {
         const F p = S::set1(scratch.score[i + a][t]);
         for (int b = 0; b < kD; ++b) acc[a * kD + b] = S::fma(p, v[b], acc[a * kD + b]);
@@ -160,8 +170,7 @@ struct AttentionBlock {
   void value_tail(int i, std::int64_t d, int n) {
     F acc = S::zero();
     for (int t = low; t < high; ++t) {
-      acc = S::fma(S::set1(scratch.score[i][t]), Kv::load_n(scratch.value[t] + d * Kv::kBytes, n),
-                   acc);
+      acc = S::fma(S::set1(scratch.score[i][t]), Kv::load_n(scratch.value[t], d, n), acc);
     }
     S::store_n(job.out + (q0 + i) * job.out_stride + d, acc, n);
   }
@@ -220,10 +229,13 @@ void attention_of(const AttentionJob& job) {
 
 template <class S>
 void attention(const AttentionJob& job) {
-  if (job.kv_type == KvType::kF16) {
-    attention_of<S, F16Kv<S>>(job);
-  } else {
-    attention_of<S, F32Kv<S>>(job);
+  switch (job.kv_type) {
+    case KvType::kF32:
+      return attention_of<S, F32Kv<S>>(job);
+    case KvType::kF16:
+      return attention_of<S, F16Kv<S>>(job);
+    case KvType::kQ8_0:
+      return attention_of<S, Q8Kv<S>>(job);
   }
 }
 

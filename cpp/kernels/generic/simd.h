@@ -57,6 +57,15 @@ struct Simd {
   static F load_f16_n(const std::uint16_t* p, int n) {
     return each([&](int l) { return l < n ? quant::f16_to_f32(p[l]) : 0.0F; });
   }
+  // The f16 number at p, at any address, in every lane.
+  static F set1_f16(const void* p) {
+    std::uint16_t bits;
+    __builtin_memcpy(&bits, p, 2);
+    return set1(quant::f16_to_f32(bits));
+  }
+  static F load_int8(const std::int8_t* p) {
+    return each([&](int l) { return static_cast<float>(p[l]); });
+  }
   static F load_bf16(const std::uint16_t* p) { return load_bf16_n(p, 16); }
   static F load_bf16_n(const std::uint16_t* p, int n) {
     return each([&](int l) { return l < n ? quant::bf16_to_f32(p[l]) : 0.0F; });

@@ -16,6 +16,7 @@
 
 #include "backend/backend.h"
 #include "quant/half.h"
+#include "quant/q8_0.h"
 #include "quant/qtype.h"
 
 namespace moesaic::backend::test {
@@ -158,7 +159,18 @@ inline void expect_same_bits(const std::vector<float>& a, const std::vector<floa
   }
 }
 
-inline float to_f16(float x) { return quant::f16_to_f32(quant::f32_to_f16(x)); }
+// Values as a cache of this type gives them back; rows are whole blocks for kQ8_0.
+inline std::vector<float> as_cached(KvType type, std::vector<float> values) {
+  if (type == KvType::kF16) {
+    for (float& x : values) x = quant::f16_to_f32(quant::f32_to_f16(x));
+  } else if (type == KvType::kQ8_0) {
+    const auto n_blocks = static_cast<std::int64_t>(values.size() / 32);
+    std::vector<std::uint8_t> blocks(static_cast<std::size_t>(n_blocks) * 34);
+    quant::encode_q8_0(values.data(), n_blocks, blocks.data());
+    quant::decode_q8_0(blocks.data(), n_blocks, values.data());
+  }
+  return values;
+}
 
 class Conformance : public testing::TestWithParam<Param> {};
 

@@ -47,6 +47,8 @@ std::vector<Kind> kinds() {
   add("latent", 16, 1, 72, 64, KvType::kF16, true, 0, false, 32);
   add("window", 8, 2, 16, 16, KvType::kF16, false, 13, true, 1);
   add("wide_window", 4, 4, 16, 16, KvType::kF32, false, 530, true, 128);
+  add("grouped_q8", 6, 2, 64, 32, KvType::kQ8_0, false, 0, true, 64);
+  add("latent_q8", 16, 1, 96, 64, KvType::kQ8_0, true, 0, false, 32);
   return all;
 }
 
@@ -55,6 +57,8 @@ std::vector<Kind> kinds() {
 struct Sequence {
   std::vector<float> k;
   std::vector<float> v;
+  std::vector<float> cached_k;  // as the cache gives them back
+  std::vector<float> cached_v;
   std::vector<float> q;
   std::vector<std::int32_t> pages;
   std::int64_t length;
@@ -85,6 +89,8 @@ class Scene {
       sequence.length = n;
       sequence.k = random_values(n * spec.k_width, its_seed + 1);
       sequence.v = random_values(n * std::max<std::int64_t>(spec.v_width, 1), its_seed + 2);
+      sequence.cached_k = as_cached(kind.type, sequence.k);
+      sequence.cached_v = as_cached(kind.type, sequence.v);
       sequence.q = random_values(n * kind.spec.n_heads * kind.spec.d_k, its_seed + 3, 2.0F);
       for (std::int64_t p = 0; p < n / spec.page_tokens + 1; ++p) {
         sequence.pages.push_back(order[next++]);
@@ -111,12 +117,9 @@ class Scene {
   std::vector<double> want(std::size_t s, std::int64_t position) const {
     const Sequence& sequence = sequences_[s];
     const AttentionSpec& spec = kind_.spec;
-    const auto cached = [&](float x) {
-      return static_cast<double>(kind_.type == KvType::kF16 ? to_f16(x) : x);
-    };
     const std::int64_t k_width = kv_->spec().k_width;
     const std::int64_t v_width = kind_.latent ? k_width : kv_->spec().v_width;
-    const std::vector<float>& v_rows = kind_.latent ? sequence.k : sequence.v;
+    const std::vector<float>& v_rows = kind_.latent ? sequence.cached_k : sequence.cached_v;
     std::vector<double> out;
     for (std::int64_t h = 0; h < spec.n_heads; ++h) {
       const std::int64_t g = h / (spec.n_heads / spec.n_kv_heads);
@@ -130,7 +133,8 @@ class Scene {
         for (std::int64_t i = 0; i < spec.d_k; ++i) {
           score += static_cast<double>(sequence.q[static_cast<std::size_t>(
                        (position * spec.n_heads + h) * spec.d_k + i)]) *
-                   cached(sequence.k[static_cast<std::size_t>(t * k_width + g * spec.d_k + i)]);
+                   static_cast<double>(
+                       sequence.cached_k[static_cast<std::size_t>(t * k_width + g * spec.d_k + i)]);
         }
         scores.push_back(score * spec.scale);
         top = std::max(top, scores.back());
@@ -140,8 +144,9 @@ class Scene {
       for (std::int64_t i = 0; i < spec.d_v; ++i) {
         double value = 0.0;
         for (std::int64_t t = first; t <= position; ++t) {
-          value += scores[static_cast<std::size_t>(t - first)] / sum *
-                   cached(v_rows[static_cast<std::size_t>(t * v_width + g * spec.d_v + i)]);
+          value +=
+              scores[static_cast<std::size_t>(t - first)] / sum *
+              static_cast<double>(v_rows[static_cast<std::size_t>(t * v_width + g * spec.d_v + i)]);
         }
         out.push_back(value);
       }

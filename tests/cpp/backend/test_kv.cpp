@@ -1,8 +1,11 @@
 // The cache as bytes: rows read back in canonical order are what was written, through forks,
 // restores and releases.
 #include <algorithm>
+#include <cmath>
+#include <limits>
 
 #include "backend/rig.h"
+#include "quant/q8_0.h"
 
 namespace moesaic::backend::test {
 namespace {
@@ -15,10 +18,9 @@ struct Layout {
   std::int64_t v_width;
   std::int64_t page_tokens;
 };
-constexpr Layout kLayouts[] = {{KvType::kF16, 576, 0, 64},
-                               {KvType::kF32, 5, 3, 1},
-                               {KvType::kF16, 48, 40, 16},
-                               {KvType::kF32, 512, 512, 8}};
+constexpr Layout kLayouts[] = {{KvType::kF16, 576, 0, 64},  {KvType::kF32, 5, 3, 1},
+                               {KvType::kF16, 48, 40, 16},  {KvType::kF32, 512, 512, 8},
+                               {KvType::kQ8_0, 576, 0, 64}, {KvType::kQ8_0, 64, 96, 16}};
 
 KvSpec spec_of(const Layout& layout, std::int64_t n_pages) {
   KvSpec spec;
@@ -35,23 +37,27 @@ KvSpec spec_of(const Layout& layout, std::int64_t n_pages) {
 std::vector<std::uint8_t> canonical(const Layout& layout, const std::vector<float>& k,
                                     const std::vector<float>& v, std::int64_t n) {
   std::vector<std::uint8_t> bytes;
-  const auto append = [&](float x) {
-    if (layout.type == KvType::kF32) {
-      const auto* p = reinterpret_cast<const std::uint8_t*>(&x);
-      bytes.insert(bytes.end(), p, p + 4);
-    } else {
-      const std::uint16_t h = quant::f32_to_f16(x);
-      bytes.push_back(static_cast<std::uint8_t>(h & 0xFF));
-      bytes.push_back(static_cast<std::uint8_t>(h >> 8));
+  const auto append = [&](const float* x, std::int64_t n) {
+    if (layout.type == KvType::kQ8_0) {
+      std::vector<std::uint8_t> blocks(static_cast<std::size_t>(n / 32 * 34));
+      quant::encode_q8_0(x, n / 32, blocks.data());
+      bytes.insert(bytes.end(), blocks.begin(), blocks.end());
+      return;
+    }
+    for (std::int64_t i = 0; i < n; ++i) {
+      if (layout.type == KvType::kF32) {
+        const auto* p = reinterpret_cast<const std::uint8_t*>(x + i);
+        bytes.insert(bytes.end(), p, p + 4);
+      } else {
+        const std::uint16_t h = quant::f32_to_f16(x[i]);
+        bytes.push_back(static_cast<std::uint8_t>(h & 0xFF));
+        bytes.push_back(static_cast<std::uint8_t>(h >> 8));
+      }
     }
   };
   for (std::int64_t t = 0; t < n; ++t) {
-    for (std::int64_t i = 0; i < layout.k_width; ++i) {
-      append(k[static_cast<std::size_t>(t * layout.k_width + i)]);
-    }
-    for (std::int64_t i = 0; i < layout.v_width; ++i) {
-      append(v[static_cast<std::size_t>(t * layout.v_width + i)]);
-    }
+    append(k.data() + t * layout.k_width, layout.k_width);
+    append(v.data() + t * layout.v_width, layout.v_width);
   }
   return bytes;
 }
@@ -116,6 +122,24 @@ TEST_P(Kv, ReadsBackWhatWasWritten) {
     rig->kv_read(*kv, 1, pages, 0, n, got.data());
     ASSERT_EQ(got, want);
   }
+}
+
+TEST_P(Kv, Q8NeedsWholeBlocksAndKeepsNaN) {
+  Rig rig(GetParam());
+  EXPECT_THROW(rig->make_kv(spec_of({KvType::kQ8_0, 48, 0, 16}, 2)), ArgumentError);
+  EXPECT_THROW(rig->make_kv(spec_of({KvType::kQ8_0, 64, 40, 16}, 2)), ArgumentError);
+  const KvSpec spec = spec_of({KvType::kQ8_0, 64, 0, 16}, 2);
+  const std::unique_ptr<KvStore> kv = rig->make_kv(spec);
+  std::vector<float> k = random_values(64, 1);
+  k[40] = std::numeric_limits<float>::quiet_NaN();
+  const std::vector<std::int32_t> pages = {1};
+  const SequenceRows rows{0, 1, 0, pages};
+  rig->kv_write(*kv, 0, {&rows, 1}, rig.mat(1, 64, k), nullptr);
+  std::vector<std::uint8_t> bytes(rig->kv_row_bytes(spec));
+  rig->kv_read(*kv, 0, pages, 0, 1, bytes.data());
+  std::vector<float> got(64);
+  quant::decode_q8_0(bytes.data(), 2, got.data());
+  for (int i = 0; i < 64; ++i) EXPECT_EQ(std::isnan(got[static_cast<std::size_t>(i)]), i >= 32);
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, Kv, testing::ValuesIn(all_params()), param_name);

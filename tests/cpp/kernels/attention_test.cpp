@@ -7,6 +7,7 @@
 #include <string>
 
 #include "kernels/random_weights.h"
+#include "quant/q8_0.h"
 
 namespace moesaic::kernels::testing {
 namespace {
@@ -25,9 +26,12 @@ struct Case {
 struct Cache {
   Cache(const Case& c, std::mt19937& rng) {
     const std::int64_t n_rows = c.end;
-    const std::size_t elem = c.type == KvType::kF16 ? 2 : 4;
-    k_row_bytes = static_cast<std::size_t>(c.d_k + 3) * elem;  // rows need not be dense
-    v_row_bytes = c.shared ? k_row_bytes : static_cast<std::size_t>(c.d_v) * elem;
+    const auto bytes_of = [&](std::int64_t n) {
+      const auto count = static_cast<std::size_t>(n);
+      return c.type == KvType::kQ8_0 ? count / 32 * 34 : count * (c.type == KvType::kF16 ? 2 : 4);
+    };
+    k_row_bytes = bytes_of(c.d_k) + 6;  // rows need not be dense
+    v_row_bytes = c.shared ? k_row_bytes : bytes_of(c.d_v);
     keys = random_floats(static_cast<std::size_t>(n_rows * c.d_k), rng);
     values = random_floats(static_cast<std::size_t>(n_rows * c.d_v), rng);
     const auto n_pages = static_cast<std::size_t>((n_rows + c.page_tokens - 1) / c.page_tokens);
@@ -36,26 +40,33 @@ struct Cache {
       k_data.emplace_back(tokens * k_row_bytes);
       v_data.emplace_back(tokens * v_row_bytes);
     }
-    const auto put = [&](std::uint8_t* at, float& x) {
-      if (c.type == KvType::kF16) {
-        const std::uint16_t half = quant::f32_to_f16(x);
-        x = quant::f16_to_f32(half);
-        std::memcpy(at, &half, 2);
-      } else {
-        std::memcpy(at, &x, 4);
+    // Stores n floats and gives them the values that the cache's type holds.
+    const auto put = [&](std::uint8_t* at, float* x, std::int64_t n) {
+      if (c.type == KvType::kQ8_0) {
+        quant::encode_q8_0(x, n / 32, at);
+        quant::decode_q8_0(at, n / 32, x);
+        return;
+      }
+      for (std::int64_t i = 0; i < n; ++i) {
+        if (c.type == KvType::kF16) {
+          const std::uint16_t half = quant::f32_to_f16(x[i]);
+          x[i] = quant::f16_to_f32(half);
+          std::memcpy(at + 2 * i, &half, 2);
+        } else {
+          std::memcpy(at + 4 * i, x + i, 4);
+        }
       }
     };
     for (std::int64_t t = 0; t < n_rows; ++t) {
       const auto page = static_cast<std::size_t>(t / c.page_tokens);
       const auto row = static_cast<std::size_t>(t % c.page_tokens);
-      for (std::int64_t d = 0; d < c.d_k; ++d) {
-        put(k_data[page].data() + row * k_row_bytes + static_cast<std::size_t>(d) * elem,
-            keys[static_cast<std::size_t>(t * c.d_k + d)]);
-      }
-      for (std::int64_t d = 0; d < c.d_v; ++d) {
-        float& x = values[static_cast<std::size_t>(t * c.d_v + d)];
-        if (c.shared) x = keys[static_cast<std::size_t>(t * c.d_k + d)];
-        put(v_data[page].data() + row * v_row_bytes + static_cast<std::size_t>(d) * elem, x);
+      float* key = keys.data() + t * c.d_k;
+      float* value = values.data() + t * c.d_v;
+      put(k_data[page].data() + row * k_row_bytes, key, c.d_k);
+      if (c.shared) {
+        std::copy_n(key, c.d_v, value);
+      } else {
+        put(v_data[page].data() + row * v_row_bytes, value, c.d_v);
       }
     }
     for (std::size_t p = 0; p < n_pages; ++p) {
@@ -144,6 +155,9 @@ constexpr Case kCases[] = {
     {70, 64, 64, 0, 70, 64, KvType::kF16, false},
     {8, 128, 128, 600, 900, 128, KvType::kF16, false},
     {6, 192, 128, 530, 531, 64, KvType::kF32, false},
+    {16, 576, 512, 0, 100, 32, KvType::kQ8_0, true},
+    {5, 64, 96, 512, 700, 64, KvType::kQ8_0, false},
+    {1, 128, 128, 0, 512, 128, KvType::kQ8_0, false},
 };
 
 bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
