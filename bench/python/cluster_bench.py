@@ -1,0 +1,332 @@
+"""Clusters on one machine: pipeline, hops, plan against measurement, loads; beside llama.cpp's RPC.
+
+    python bench/python/cluster_bench.py MODEL.gguf [--repeats 5] [--no-rpc] [--link 1gbit]
+
+Interleaved: each repetition measures every engine once; medians are compared. Workers and RPC
+servers have one thread each, all links are TLS (RPC's are plain: it has nothing else). One JSON
+line per figure, then a table. ``--link`` (root, Linux) adds two workers in network namespaces
+behind links of that rate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import llama_cpp
+import numpy as np
+
+import moesaic
+
+PROMPT = 2048
+GENERATE = 64
+HOP_WIDTH = 2048
+CLONE_NEWNET = 0x40000000
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def emit(rows: list[dict[str, Any]], figure: str, value: float, unit: str, **more: Any) -> None:
+    """Print one figure as a JSON line and keep it for the table."""
+    row = {"figure": figure, "value": round(value, 4), "unit": unit} | more
+    print(json.dumps(row), flush=True)
+    rows.append(row)
+
+
+class Prompts:
+    """Fresh random prompts: an equal prefix would be taken from the cache."""
+
+    def __init__(self, vocab: int) -> None:
+        self._rng = np.random.default_rng(0)
+        self._vocab = vocab
+
+    def next(self, n: int) -> list[int]:
+        """n tokens that were not used before."""
+        return [int(t) for t in self._rng.integers(0, self._vocab, n)]
+
+
+def prefill(model: moesaic.Model, prompts: Prompts) -> float:
+    """Tokens/s of a prompt of PROMPT tokens."""
+    run = model.generate(prompts.next(PROMPT), max_tokens=1, temperature=0)
+    return float(run.timings.prefill_tokens_per_s)
+
+
+def decode(model: moesaic.Model, prompts: Prompts) -> float:
+    """Tokens/s of GENERATE tokens behind a short prompt."""
+    run = model.generate(prompts.next(8), max_tokens=GENERATE + 1, temperature=0, ignore_eos=True)
+    return float(run.timings.decode_tokens_per_s)
+
+
+def interleaved(engines: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
+    """Each engine once per repetition, in turn."""
+    runs: dict[str, list[float]] = {name: [] for name in engines}
+    for _ in range(repeats):
+        for name, run in engines.items():
+            runs[name].append(run())
+    return runs
+
+
+def report(
+    rows: list[dict[str, Any]], what: str, runs: dict[str, list[float]], goals: dict[str, float]
+) -> None:
+    """The rates of one figure, and two workers' ratio to each of the others."""
+    medians = {name: statistics.median(each) for name, each in runs.items()}
+    for name, value in medians.items():
+        more: dict[str, Any] = {"runs": [round(x, 1) for x in runs[name]]}
+        if name in goals:
+            more |= {"ratio": round(medians["2 workers"] / value, 3), "goal": goals[name]}
+        emit(rows, f"{what}, {name}", value, "tok/s", **more)
+
+
+def hop_model(folder: Path) -> Path:
+    """A model 2,048 wide with next to nothing in it: what its tokens cost is hops."""
+    from gguf import GGUFWriter  # a bench dependency, as in make_bench_model.py
+
+    path = folder / "hop.gguf"
+    writer = GGUFWriter(path, "llama")
+    heads, d_ff, vocab, layers = 16, 32, 64, 2
+    writer.add_context_length(4096)
+    writer.add_embedding_length(HOP_WIDTH)
+    writer.add_block_count(layers)
+    writer.add_feed_forward_length(d_ff)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(1)
+    writer.add_key_length(32)
+    writer.add_value_length(32)
+    writer.add_rope_dimension_count(32)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list([f"t{i}" for i in range(vocab)])
+    writer.add_token_scores([0.0] * vocab)
+    writer.add_token_types([1] * vocab)
+    rng = np.random.default_rng(1)
+
+    def add(name: str, *shape: int) -> None:
+        writer.add_tensor(name, rng.normal(0, 0.02, shape).astype(np.float32))
+
+    add("token_embd.weight", vocab, HOP_WIDTH)
+    add("output_norm.weight", HOP_WIDTH)
+    for i in range(layers):
+        for norm in ("attn_norm", "ffn_norm"):
+            add(f"blk.{i}.{norm}.weight", HOP_WIDTH)
+        add(f"blk.{i}.attn_q.weight", heads * 32, HOP_WIDTH)
+        add(f"blk.{i}.attn_k.weight", 32, HOP_WIDTH)
+        add(f"blk.{i}.attn_v.weight", 32, HOP_WIDTH)
+        add(f"blk.{i}.attn_output.weight", HOP_WIDTH, heads * 32)
+        add(f"blk.{i}.ffn_gate.weight", d_ff, HOP_WIDTH)
+        add(f"blk.{i}.ffn_up.weight", d_ff, HOP_WIDTH)
+        add(f"blk.{i}.ffn_down.weight", HOP_WIDTH, d_ff)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def token_times(model: moesaic.Model, n: int) -> list[float]:
+    """Seconds from token to token, as the coordinator sees them."""
+    times = []
+    before = 0.0
+    for chunk in model.stream([1, 2, 3], max_tokens=n, temperature=0, ignore_eos=True):
+        now = time.perf_counter()
+        if before and len(chunk.tokens) == 1:
+            times.append(now - before)
+        before = now
+    return times
+
+
+def hops(rows: list[dict[str, Any]], repeats: int) -> None:
+    """A token of two workers takes two hops more than one of one worker: rows there, tokens back.
+
+    The stream of tokens hides what the coordinator itself costs: the ring does not wait for it.
+    """
+    with TemporaryDirectory() as folder, ExitStack() as stack:
+        path = hop_model(Path(folder))
+        models = {}
+        for n in (1, 2):
+            cluster = stack.enter_context(moesaic.Cluster.local(n, models=folder))
+            models[n] = stack.enter_context(cluster.load(path, n_ctx=4096, progress=False))
+        times: dict[int, list[float]] = {1: [], 2: []}
+        for _ in range(repeats):
+            for n, model in models.items():
+                times[n] += token_times(model, 1000)[50:]
+    base = statistics.median(times[1])
+    costs = np.sort((np.array(times[2]) - base) / 2)
+    emit(
+        rows, f"hop of a row of {HOP_WIDTH}, median", 1e6 * float(np.median(costs)), "us", goal=150
+    )
+    emit(rows, "hop, p99", 1e6 * float(np.quantile(costs, 0.99)), "us")
+
+
+def loads(rows: list[dict[str, Any]], path: Path) -> None:
+    """Cold (digests are made), warm with local copies, and warm for a new coordinator."""
+    with (
+        TemporaryDirectory() as cache,
+        moesaic.Cluster.local(2, models=path.parent, cache=cache) as first,
+    ):
+        for name in ("cold load, local copies", "warm load, the workers hold it"):
+            begin = time.perf_counter()
+            first.load(path, progress=False).close()
+            emit(rows, name, time.perf_counter() - begin, "s")
+        nodes = first.nodes
+        share = sum(n.bytes_read for n in nodes) / sum(m.weights for n in nodes for m in n.models)
+        emit(rows, "bytes read / bytes held", share, "", goal=1.02)
+        begin = time.perf_counter()
+        launcher = first.launcher
+        assert launcher is not None
+        with moesaic.Cluster(first.addresses, key=launcher.key) as second:
+            second.load(path, progress=False).close()
+        emit(
+            rows,
+            "new coordinator on workers that hold it",
+            time.perf_counter() - begin,
+            "s",
+            goal=0.3,
+        )
+        with moesaic.Cluster.local(2, models=path.parent, cache=cache) as third:
+            begin = time.perf_counter()
+            third.load(path, progress=False).close()
+            emit(
+                rows,
+                "warm load, new workers with digests",
+                time.perf_counter() - begin,
+                "s",
+                goal=1.0,
+            )
+
+
+@contextmanager
+def inside(namespace: str) -> Iterator[None]:
+    """Make this thread's new sockets (and new threads) belong to a network namespace."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with open("/proc/thread-self/ns/net") as home, open(f"/run/netns/{namespace}") as away:
+        if libc.setns(away.fileno(), CLONE_NEWNET) != 0:
+            raise OSError(ctypes.get_errno(), "setns")
+        try:
+            yield
+        finally:
+            libc.setns(home.fileno(), CLONE_NEWNET)
+
+
+@contextmanager
+def behind_links(rate: str, models: Path) -> Iterator[moesaic.Cluster]:
+    """Two workers and a coordinator on three machines of their own, who send at most at `rate`."""
+    sys.path.insert(0, str(ROOT / "tests" / "python" / "cluster"))
+    from netns import room  # the tests' namespaces
+
+    desk, *hosts = addresses = [f"10.77.3.{i}" for i in (1, 11, 12)]
+    with room(addresses) as net, TemporaryDirectory() as folder, ExitStack() as stack:
+        key = Path(folder) / "key"
+        command = [sys.executable, "-m", "moesaic"]
+        subprocess.run([*command, "keygen", str(key)], check=True, stdout=subprocess.DEVNULL)
+        for address in addresses:
+            net.limit(address, rate)
+        for host in hosts:
+            worker = [*command, "worker", "--listen", f"{host}:9777", "--key", str(key)]
+            worker += ["--models", str(models), "--threads", "1"]
+            process = subprocess.Popen(net.on(host, *worker), stderr=subprocess.DEVNULL)
+            stack.callback(process.wait, timeout=20)
+            stack.callback(process.terminate)
+        with inside(net.on(desk)[3]):
+            for host in hosts:
+                llama_cpp.wait_for_port(f"{host}:9777")
+            cluster = moesaic.Cluster([f"{host}:9777" for host in hosts], key=key)
+        with cluster:
+            yield cluster
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--no-rpc", action="store_true")
+    parser.add_argument("--micro-batch", type=int, default=0, help="rows; default: the plan's")
+    parser.add_argument("--link", help="also behind links of this rate (tc's words: 1gbit)")
+    args = parser.parse_args()
+    path = args.model.resolve()
+    rows: list[dict[str, Any]] = []
+    n_ctx = PROMPT + GENERATE + 64
+
+    with ExitStack() as stack:
+        clusters = {}
+        models = {}
+        micro_batch = args.micro_batch
+        for n in (2, 1):
+            cluster = stack.enter_context(moesaic.Cluster.local(n, models=path.parent))
+            plan = cluster.plan(path, n_ctx=n_ctx)
+            micro_batch = micro_batch or plan.micro_batch_rows
+            plan = replace(plan, micro_batch_rows=micro_batch)
+            clusters[n] = plan
+            name = f"{n} worker{'s' if n > 1 else ''}"
+            models[name] = stack.enter_context(cluster.load(path, plan=plan, progress=False))
+        models["Model(threads=1)"] = stack.enter_context(
+            moesaic.Model(path, n_ctx=n_ctx, threads=1, progress=False)
+        )
+        models["Model(threads=2)"] = stack.enter_context(
+            moesaic.Model(path, n_ctx=n_ctx, threads=2, progress=False)
+        )
+        if args.link:
+            models[f"2 workers, {args.link}"] = stack.enter_context(
+                stack.enter_context(behind_links(args.link, path.parent)).load(
+                    path, plan=None, n_ctx=n_ctx, progress=False
+                )
+            )
+        prompts = Prompts(models["2 workers"].config.vocab)
+        for model in models.values():
+            model.generate(prompts.next(64), max_tokens=4, temperature=0)
+        emit(rows, "micro-batch", micro_batch, "rows")
+
+        def engines(what: Callable[[moesaic.Model, Prompts], float]) -> dict[str, Any]:
+            return {name: (lambda m=m: what(m, prompts)) for name, m in models.items()}
+
+        prefills, decodes = engines(prefill), engines(decode)
+        if not args.no_rpc:
+            binary = llama_cpp.llama_bench(rpc=True)
+            servers = stack.enter_context(llama_cpp.rpc_servers(binary, 2))
+            options: dict[str, Any] = {"threads": 1, "servers": servers}
+            prefills["llama.cpp RPC"] = lambda: llama_cpp.tokens_per_s(
+                binary, path, prompt=PROMPT, **options
+            )
+            decodes["llama.cpp RPC"] = lambda: llama_cpp.tokens_per_s(
+                binary, path, generate=GENERATE, **options
+            )
+        goals = {"1 worker": 1.8, "Model(threads=2)": 0.85, "llama.cpp RPC": 3.0}
+        prefill_runs = interleaved(prefills, args.repeats)
+        report(rows, f"prefill {PROMPT}", prefill_runs, goals)
+        goals = {"Model(threads=1)": 0.95, "llama.cpp RPC": 1.3}
+        decode_runs = interleaved(decodes, args.repeats)
+        report(rows, f"decode {GENERATE}", decode_runs, goals)
+        predicted = moesaic.Plan.from_dict(clusters[2].to_dict()).predictions[0]
+        for what, runs, plan_says in (
+            ("prefill", prefill_runs, predicted.prefill_tokens_per_s),
+            ("decode", decode_runs, predicted.decode_tokens_per_s),
+        ):
+            measured = statistics.median(runs["2 workers"])
+            emit(
+                rows,
+                f"{what}: plan (prompt {predicted.prompt_tokens}) / measured",
+                plan_says / measured,
+                "",
+                goal="0.75-1.25",
+            )
+    hops(rows, max(1, args.repeats // 2))
+    loads(rows, path)
+    print("\n| figure | value | unit | ratio of 2 workers | goal |\n|---|---:|---|---:|---|")
+    for row in rows:
+        value, ratio, goal = row["value"], row.get("ratio", ""), row.get("goal", "")
+        print(f"| {row['figure']} | {value:.4g} | {row['unit']} | {ratio} | {goal} |")
+
+
+if __name__ == "__main__":
+    main()
