@@ -21,7 +21,7 @@ namespace {
 constexpr std::int64_t kCols = 2048;
 constexpr std::int64_t kManyRows = 256;             // of activations
 constexpr std::int64_t kComputeRows = 512;          // of weights, for each thread
-constexpr std::int64_t kReadRows = 140'000;         // of weights, all types together: some 125 MB
+constexpr std::int64_t kReadBytes = 48 << 20;       // of weights, of each type: past most caches
 constexpr std::chrono::milliseconds kPatience{50};  // for each type and rate
 
 // Experts' gates and ups, their downs, and what lies around them, by their share of a token's
@@ -112,7 +112,7 @@ class Rig {
     const std::int64_t compute_rows = kComputeRows * backend_->info().n_threads;
     std::int64_t out_floats = kManyRows * compute_rows;
     for (const Part& part : kParts) {
-      const auto rows = static_cast<std::int64_t>(part.share * kReadRows);
+      const auto rows = kReadBytes / static_cast<std::int64_t>(quant::row_bytes(part.type, kCols));
       const auto file = std::make_shared<TensorFile>(part.type, std::max(rows, compute_rows));
       read_.push_back(load(file, rows));
       compute_.push_back(load(file, compute_rows));
@@ -125,24 +125,27 @@ class Rig {
   }
 
   Rates rates() {
-    // Type by type: short runs find a quiet moment on a busy machine.
+    // Type by type: short runs find a quiet moment on a busy machine. Of an average weight:
     double n_bytes = 0;
     double read_seconds = 0;
-    for (const auto& weight : read_) {
-      n_bytes += static_cast<double>(weight->n_bytes());
-      read_seconds += fastest([&] {
-        matmul(*weight, 1);
-        backend_->synchronize();
-      });
-    }
     double seconds_per_op = 0;
     for (std::size_t i = 0; i < kParts.size(); ++i) {
+      const backend::Weight& read = *read_[i];
       const double seconds = fastest([&] {
-        matmul(*compute_[i], kManyRows);
+        matmul(read, 1);
         backend_->synchronize();
       });
-      const auto rows = static_cast<double>(compute_[i]->rows());
-      seconds_per_op += kParts[i].share * seconds / (2.0 * kManyRows * kCols * rows);
+      const double per_weight = kParts[i].share / static_cast<double>(read.rows() * kCols);
+      n_bytes += per_weight * static_cast<double>(read.n_bytes());
+      read_seconds += per_weight * seconds;
+
+      const backend::Weight& compute = *compute_[i];
+      const double compute_seconds = fastest([&] {
+        matmul(compute, kManyRows);
+        backend_->synchronize();
+      });
+      seconds_per_op += kParts[i].share * compute_seconds /
+                        (2.0 * kManyRows * static_cast<double>(compute.rows() * kCols));
     }
     return {.read_bytes_per_s = n_bytes / read_seconds, .matmul_ops_per_s = 1 / seconds_per_op};
   }
@@ -166,7 +169,7 @@ class Rig {
   }
 
   std::unique_ptr<backend::Backend> backend_;
-  std::vector<std::unique_ptr<backend::Weight>> read_;     // by one row; each past most caches
+  std::vector<std::unique_ptr<backend::Weight>> read_;     // by one row
   std::vector<std::unique_ptr<backend::Weight>> compute_;  // with by many rows
   std::unique_ptr<backend::Buffer> x_;
   std::unique_ptr<backend::Buffer> out_;

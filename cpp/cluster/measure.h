@@ -10,7 +10,7 @@ struct Rates {
   double matmul_ops_per_s = 0;  // int8 multiplies and adds, 256 rows
 };
 
-// Takes about half a second and 130 MB; 0 threads: those that this process may use. Throws
+// Takes about half a second and 200 MB; 0 threads: those that this process may use. Throws
 // OutOfMemoryError.
 Rates measure(int n_threads);
 

@@ -22,8 +22,12 @@ constexpr double kTypicalAnswer = 256;
 constexpr std::int64_t kMicroBatches[] = {32,  64,  96,  128,  192,  256,
                                           384, 512, 768, 1024, 1536, 2048};
 constexpr std::int64_t kPrompts[] = {512, 4096, 16384};
-// Above the least bound on the slowest stage: a slower prefill may buy a faster decode.
-constexpr double kBounds[] = {1.0, 1.02, 1.05, 1.1, 1.2, 1.5, 2, 4, kInfinity};
+// Times the least bound on the slowest stage: a little slower a prefill may buy a faster decode.
+// Not more: several sequences fill the pipeline in decode as well, and then the slowest stage sets
+// the pace of all.
+constexpr double kBounds[] = {1.0, 1.02, 1.05, 1.1};
+// What another cut or a larger micro-batch must save to be worth it.
+constexpr double kWorthwhile = 0.99;
 
 using Ends = std::vector<std::int64_t>;  // (n_nodes) of each node's layers
 
@@ -39,7 +43,7 @@ class Planner {
     for (const std::int64_t rows : micro_batches()) {
       for (const Ends& ends : candidates(rows)) {
         const double seconds = request_seconds(ends, rows);
-        if (seconds >= least) continue;
+        if (seconds >= least * kWorthwhile) continue;
         least = seconds;
         chosen = ends;
         chosen_rows = rows;
@@ -56,7 +60,7 @@ class Planner {
     for (const std::int64_t rows : micro_batches()) {
       if (!all_fit(ends, rows)) continue;
       const double seconds = request_seconds(ends, rows);
-      if (seconds < least) {
+      if (seconds < least * kWorthwhile) {
         least = seconds;
         best_rows = rows;
       }
