@@ -8,5 +8,7 @@ PYBIND11_MODULE(_core, m) {
   moesaic::bindings::register_gguf(m);
   moesaic::bindings::register_engine(m);
   moesaic::bindings::register_plan(m);
+  moesaic::bindings::register_worker(m);
+  moesaic::bindings::register_cluster(m);
   moesaic::bindings::register_system(m);
 }

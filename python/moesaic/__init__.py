@@ -33,8 +33,10 @@ from moesaic.errors import (
 )
 
 if TYPE_CHECKING:
+    from moesaic.cluster import Cluster
     from moesaic.gguf import GGUF, Tensor, dequantize, quantize, write_gguf
     from moesaic.model import Chunk, Generation, Model, Session
+    from moesaic.nodes import Node
     from moesaic.plan import Plan
     from moesaic.tokenizer import Tokenizer
 
@@ -44,6 +46,7 @@ __all__ = [
     "BackendError",
     "Chunk",
     "ClosedError",
+    "Cluster",
     "DeadlineError",
     "FormatError",
     "Generation",
@@ -52,6 +55,7 @@ __all__ = [
     "Model",
     "MoesaicError",
     "NetError",
+    "Node",
     "OutOfMemoryError",
     "Plan",
     "ProtocolError",
@@ -74,8 +78,10 @@ _HOMES = {
     "quantize": "gguf",
     "write_gguf": "gguf",
     "Chunk": "model",
+    "Cluster": "cluster",
     "Generation": "model",
     "Model": "model",
+    "Node": "nodes",
     "Plan": "plan",
     "Session": "model",
     "Tokenizer": "tokenizer",

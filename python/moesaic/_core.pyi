@@ -10,18 +10,24 @@ import typing
 
 __all__: list[str] = [
     "Batch",
+    "ClusterKey",
+    "Coordinator",
     "Engine",
     "GGUFFile",
     "GGUFWriter",
+    "HeldModelInfo",
+    "NodeInfo",
     "PlanModel",
     "RequestSpec",
     "SamplerSpec",
     "Session",
+    "Worker",
     "available_backends",
     "available_cpus",
     "available_isas",
     "available_memory_bytes",
     "check_plan",
+    "connect_cluster",
     "dequantize",
     "describe",
     "engine_config",
@@ -305,6 +311,166 @@ class PlanModel:
     @property
     def n_layers(self) -> int: ...
 
+class ClusterKey:
+    """
+    Who has it is a member of the cluster (private).
+    """
+    @staticmethod
+    def generate(path: bytes) -> None:
+        """
+        Write a new key to a new file, mode 0600.
+        """
+    @staticmethod
+    def parse(text: bytes) -> ClusterKey:
+        """
+        Of the text of a key file: 64 hexadecimal digits, or two such lines.
+        """
+    @staticmethod
+    def random() -> ClusterKey: ...
+    @staticmethod
+    def read(path: bytes) -> ClusterKey:
+        """
+        Of a file of mode 0600, by its encoded path.
+        """
+    def __repr__(self) -> str: ...
+    def text(self) -> bytes: ...
+
+class Worker:
+    """
+    A running worker (private: the moesaic worker command).
+    """
+    def __init__(
+        self,
+        *,
+        listen: str,
+        advertise: str,
+        key: ClusterKey | None,
+        plain_beyond_loopback: bool,
+        models: bytes,
+        cache: bytes,
+        memory_bytes: typing.SupportsInt | typing.SupportsIndex,
+        threads: typing.SupportsInt | typing.SupportsIndex,
+        backend: str,
+        release: str,
+    ) -> None:
+        """
+        Listens when it returns. Folders are encoded paths, empty for none.
+        """
+    def close(self) -> None:
+        """
+        End all work and wait for it; idempotent.
+        """
+    def next_event(
+        self, timeout_s: typing.SupportsFloat | typing.SupportsIndex
+    ) -> tuple[str, str, list[tuple[str, str]]] | None:
+        """
+        (event, text, fields) of the log; None when the time is over, or after close().
+        """
+    @property
+    def address(self) -> str: ...
+    @property
+    def stopped(self) -> bool: ...
+
+class HeldModelInfo:
+    """
+    A model of which a worker holds layers (private).
+    """
+    @property
+    def identity(self) -> str: ...
+    @property
+    def layer_begin(self) -> int: ...
+    @property
+    def layer_end(self) -> int: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def sessions(self) -> int: ...
+    @property
+    def weights_bytes(self) -> int: ...
+
+class NodeInfo:
+    """
+    What a worker said last (private: use moesaic.Node).
+    """
+    @property
+    def address(self) -> str: ...
+    @property
+    def bytes_read_weights(self) -> int: ...
+    @property
+    def bytes_received_activations(self) -> int: ...
+    @property
+    def bytes_sent_activations(self) -> int: ...
+    @property
+    def encrypted(self) -> bool: ...
+    @property
+    def error(self) -> str: ...
+    @property
+    def host(self) -> str: ...
+    @property
+    def isa(self) -> str: ...
+    @property
+    def link_bytes_per_s(self) -> float: ...
+    @property
+    def matmul_ops_per_s(self) -> float: ...
+    @property
+    def memory_bytes(self) -> int: ...
+    @property
+    def memory_free_bytes(self) -> int: ...
+    @property
+    def models(self) -> list[HeldModelInfo]: ...
+    @property
+    def pid(self) -> int: ...
+    @property
+    def read_bytes_per_s(self) -> float: ...
+    @property
+    def release(self) -> str: ...
+    @property
+    def rtt_s(self) -> float: ...
+    @property
+    def state(self) -> str: ...
+    @property
+    def threads(self) -> int: ...
+
+class Coordinator:
+    """
+    Links to workers (private: use moesaic.Cluster).
+    """
+    def close(self) -> None:
+        """
+        Close the links; deployments end. Idempotent.
+        """
+    def deploy(
+        self,
+        *,
+        file: GGUFFile,
+        plan: dict[str, typing.Any],
+        n_ctx: typing.SupportsInt | typing.SupportsIndex,
+        kv_tokens: typing.SupportsInt | typing.SupportsIndex,
+        deterministic: bool,
+        kv_type: str,
+        on_loss: str,
+        wait_s: typing.SupportsFloat | typing.SupportsIndex,
+        hidden_f16: bool,
+        verify: str,
+        micro_batch_rows: typing.SupportsInt | typing.SupportsIndex,
+        progress: collections.abc.Callable[[str, str, int, int], typing.Any] | None = None,
+    ) -> Engine:
+        """
+        Load a model on the workers as the plan says.
+        """
+    def facts(self) -> list[dict[str, typing.Any]]:
+        """
+        What a plan needs to know of every worker.
+        """
+    def nodes(self, measure: bool) -> list[NodeInfo]:
+        """
+        Ask every worker; dials lost ones again.
+        """
+    def remote_file(self, name: str) -> GGUFFile:
+        """
+        The headers of a file that workers have.
+        """
+
 def _throw(name: str, message: str) -> None:
     """
     Throw the core's error of that name (for tests of the translation).
@@ -333,6 +499,18 @@ def available_memory_bytes() -> int:
 def check_plan(plan: dict[str, typing.Any]) -> dict[str, typing.Any]:
     """
     A plan's dict with every value checked and of its type.
+    """
+
+def connect_cluster(
+    *,
+    addresses: collections.abc.Sequence[str],
+    key: ClusterKey | None,
+    plain_beyond_loopback: bool,
+    release: str,
+    cache: bytes,
+) -> Coordinator:
+    """
+    Link to all workers.
     """
 
 def dequantize(

@@ -11,7 +11,8 @@ from typing import Any
 from moesaic.errors import ArgumentError
 
 #: What ``progress=`` takes: None (a bar on a terminal or in a notebook), True, False, or
-#: ``f(stage, done, total)`` with stage ``"load"`` (bytes) or ``"prefill"`` (tokens).
+#: ``f(stage, done, total)`` with stage ``"load"`` (bytes) or ``"prefill"`` (tokens); a cluster's
+#: stages of loading are ``"load host:port"``, one for each worker.
 Progress = Callable[[str, int, int], object] | bool | None
 
 _UNITS = {"load": ("B", True, 0.5), "prefill": (" tokens", False, 1.0)}
@@ -38,12 +39,16 @@ def somebody_looks() -> bool:
 
 
 class Reporter:
-    """Reports one stage; a context manager. ``update`` takes the amount done so far."""
+    """Reports one stage; a context manager. ``update`` takes the amount done so far.
 
-    def __init__(self, progress: Progress, stage: str) -> None:
+    ``of`` says whose stage it is where there are several at once.
+    """
+
+    def __init__(self, progress: Progress, stage: str, of: str = "") -> None:
         self._callback = progress if callable(progress) else None
         self._bar_wanted = progress is True or (progress is None and somebody_looks())
         self._stage = stage
+        self._title = f"{stage} {of}".rstrip()
         self._bar: Any = None
         self._last: tuple[int, int] | None = None
 
@@ -58,7 +63,7 @@ class Reporter:
             return
         self._last = (done, total)
         if self._callback is not None:
-            self._callback(self._stage, done, total)
+            self._callback(self._title, done, total)
         elif self._bar_wanted:
             if self._bar is None:
                 self._bar = self._make_bar(total)
@@ -74,7 +79,7 @@ class Reporter:
         unit, scale, delay = _UNITS[self._stage]
         return tqdm(
             total=total,
-            desc=self._stage,
+            desc=self._title,
             unit=unit,
             unit_scale=scale,
             delay=delay,  # what is quick shows no bar

@@ -42,6 +42,9 @@ def chat(
     n_ctx: o.ContextLength = None,
     threads: o.Threads = None,
     deterministic: o.Deterministic = False,
+    cluster: o.Workers = None,
+    key: o.Key = None,
+    local: o.Local = None,
 ) -> None:
     """Talk with a model; /help lists the commands."""
     settings: dict[str, Any] = {
@@ -52,7 +55,10 @@ def chat(
         "min_p": min_p,
         "seed": seed,
     }
-    with o.open_model(model, n_ctx=n_ctx, threads=threads, deterministic=deterministic) as m:
+    place = o.Place(cluster, key, local)
+    with o.open_model(
+        model, n_ctx=n_ctx, threads=threads, deterministic=deterministic, place=place
+    ) as m:
         check_options(settings, m.config.vocab, "chat")
         if "tokenizer.chat_template" not in m.metadata:
             raise FormatError(

@@ -6,12 +6,19 @@ Nothing here prints or ends the process; see ``terminal`` for that.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from moesaic.errors import ArgumentError
+
 if TYPE_CHECKING:
+    from moesaic.cluster import Cluster
+    from moesaic.gguf import GGUF
     from moesaic.model import Model
 
 _USUAL_CONTEXT = 4096
@@ -54,25 +61,86 @@ Seed = Annotated[
         "--seed", help="Same seed, same tokens.  [default: random, shown]", show_default=False
     ),
 ]
+Workers = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster",
+        help="Run on these workers: HOST:PORT,HOST:PORT or a name from clusters.toml.",
+    ),
+]
+Key = Annotated[Path | None, typer.Option("--key", help="The cluster's key file.")]
+Local = Annotated[
+    int | None, typer.Option("--local", help="Run on so many workers started on this machine.")
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
 
-def open_model(path: Path, *, n_ctx: int | None, threads: int | None, deterministic: bool) -> Model:
+@dataclass(frozen=True)
+class Place:
+    """Where a model is to run: here (all None), on workers, or on workers that are started."""
+
+    cluster: str | None = None
+    key: Path | None = None
+    local: int | None = None
+
+
+@contextmanager
+def open_model(
+    path: Path,
+    *,
+    n_ctx: int | None,
+    threads: int | None,
+    deterministic: bool,
+    place: Place | None = None,
+) -> Iterator[Model]:
     """Open a model, with a progress bar where there is a terminal to show it on."""
-    if n_ctx is None:
-        n_ctx = usual_context(path)
+    from moesaic.gguf import GGUF
     from moesaic.model import Model
 
-    return Model(str(path), n_ctx=n_ctx, threads=threads, deterministic=deterministic)
+    place = place or Place()
+    if place.cluster is None and place.local is None:
+        if place.key is not None:
+            raise ArgumentError("[run] got --key without --cluster, which it is for")
+        if n_ctx is None:
+            with GGUF(path) as file:
+                n_ctx = usual_context(file)
+        with Model(str(path), n_ctx=n_ctx, threads=threads, deterministic=deterministic) as m:
+            yield m
+        return
+    with open_cluster(place, threads) as cluster:
+        if n_ctx is None:
+            with cluster._open(str(path), "run") as file:
+                n_ctx = usual_context(file)
+        with cluster.load(str(path), n_ctx=n_ctx, deterministic=deterministic) as m:
+            yield m
 
 
-def usual_context(path: Path) -> int:
+def open_cluster(place: Place, threads: int | None) -> Cluster:
+    """Link to the workers that are there, or start some here."""
+    from moesaic import _core
+    from moesaic.cluster import Cluster
+    from moesaic.folders import cache_folder, make_private
+
+    if place.local is None:
+        assert place.cluster is not None
+        if threads is not None:
+            raise ArgumentError(
+                "[run] got --threads with --cluster, but each worker has threads of its own: "
+                "moesaic worker --threads"
+            )
+        return Cluster(place.cluster, key=place.key)
+    if place.cluster is not None or place.key is not None:
+        raise ArgumentError("[run] got --local with --cluster or --key, need one of them")
+    if threads is None:
+        threads = max(1, _core.available_cpus() // max(1, place.local))
+    # With a cache the digests of a file are made once and not at every start.
+    return Cluster.local(place.local, threads=threads, cache=make_private(cache_folder()))
+
+
+def usual_context(file: GGUF) -> int:
     """Return a context length that suits most uses and that the model was trained for."""
-    from moesaic.gguf import GGUF
-
-    with GGUF(path) as file:
-        arch = file.metadata.get("general.architecture")
-        trained = file.metadata.get(f"{arch}.context_length")
+    arch = file.metadata.get("general.architecture")
+    trained = file.metadata.get(f"{arch}.context_length")
     if isinstance(trained, int) and trained > 0:
         return min(_USUAL_CONTEXT, trained)
     return _USUAL_CONTEXT

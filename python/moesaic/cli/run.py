@@ -30,11 +30,17 @@ def run(
     n_ctx: o.ContextLength = None,
     threads: o.Threads = None,
     deterministic: o.Deterministic = False,
+    cluster: o.Workers = None,
+    key: o.Key = None,
+    local: o.Local = None,
     as_json: o.Json = False,
 ) -> None:
     """Generate text from a prompt. The text goes to stdout, figures to stderr."""
     text = read_stdin() if prompt == "-" else prompt
-    with o.open_model(model, n_ctx=n_ctx, threads=threads, deterministic=deterministic) as m:
+    place = o.Place(cluster, key, local)
+    with o.open_model(
+        model, n_ctx=n_ctx, threads=threads, deterministic=deterministic, place=place
+    ) as m:
         sampling: dict[str, Any] = {
             "max_tokens": max_tokens,
             "temperature": temperature,
@@ -74,9 +80,13 @@ def report(prompt: str, g: Generation) -> dict[str, object]:
     }
 
 
-def print_stream(m: Model, prompt: str, *, seed: int, **sampling: Any) -> None:
-    """Print the prompt and what follows as it comes, then one line of figures on stderr."""
+def print_stream(m: Model, prompt: str, *, seed: int, **sampling: Any) -> list[int]:
+    """Print the prompt and what follows as it comes, then one line of figures on stderr.
+
+    Returns the tokens that followed.
+    """
     timings = None
+    tokens: list[int] = []
     chunks = m.stream(prompt, seed=seed, **sampling)  # options are checked before text appears
     try:
         for chunk in chunks:
@@ -85,6 +95,7 @@ def print_stream(m: Model, prompt: str, *, seed: int, **sampling: Any) -> None:
             sys.stdout.write(chunk.text)
             sys.stdout.flush()
             timings = chunk.timings
+            tokens.extend(int(token) for token in chunk.tokens)
     except KeyboardInterrupt:
         sys.stdout.write("\n")
         raise
@@ -92,6 +103,7 @@ def print_stream(m: Model, prompt: str, *, seed: int, **sampling: Any) -> None:
     sys.stdout.flush()
     if timings is not None:
         print(f"[{figures(timings)}; seed {seed}]", file=sys.stderr)
+    return tokens
 
 
 def figures(timings: Timings) -> str:

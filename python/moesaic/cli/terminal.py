@@ -122,6 +122,8 @@ def jsonable(value: object) -> Any:
         return value.tolist()
     if isinstance(value, list | tuple):
         return [jsonable(v) for v in value]
+    if isinstance(value, range):
+        return [value.start, value.stop]
     if isinstance(value, bytes):
         return value.decode(errors="replace")
     return value

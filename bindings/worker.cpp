@@ -1,0 +1,168 @@
+// A cluster's key and a worker as Python sees them; cli/worker.py runs the one and cli/keygen.py
+// makes the other. Log events wait in a queue until a thread of Python's takes them, so that no
+// thread of the worker ever waits for the GIL or for who reads the log.
+#include "cluster/worker.h"
+
+#include <pybind11/stl.h>
+
+#include <condition_variable>
+#include <deque>
+#include <mutex>
+#include <optional>
+
+#include "base/errors.h"
+#include "bindings/interruptible.h"
+#include "bindings/register.h"
+
+namespace py = pybind11;
+
+namespace moesaic::bindings {
+namespace {
+
+using cluster::LogEvent;
+using net::ClusterKey;
+
+// Bounded: a log that nobody reads must not fill the memory. What did not fit is counted.
+class EventQueue {
+ public:
+  void push(const LogEvent& event) {
+    {
+      const std::scoped_lock lock(mutex_);
+      if (events_.size() >= kMostEvents) {
+        ++n_dropped_;
+        return;
+      }
+      if (n_dropped_ > 0) {
+        events_.push_back({"dropped",
+                           strcat(n_dropped_, " lines were dropped: nobody read the log"),
+                           {{"lines", strcat(n_dropped_)}}});
+        n_dropped_ = 0;
+      }
+      events_.push_back(event);
+    }
+    news_.notify_one();
+  }
+  // Those who wait get what is left, then nothing.
+  void close() {
+    {
+      const std::scoped_lock lock(mutex_);
+      closed_ = true;
+    }
+    news_.notify_all();
+  }
+  std::optional<LogEvent> pop(std::chrono::duration<double> timeout) {
+    std::unique_lock lock(mutex_);
+    news_.wait_for(lock, timeout, [&] { return closed_ || !events_.empty(); });
+    if (events_.empty()) return std::nullopt;
+    LogEvent event = std::move(events_.front());
+    events_.pop_front();
+    return event;
+  }
+
+ private:
+  static constexpr std::size_t kMostEvents = 4096;
+  std::mutex mutex_;
+  std::condition_variable news_;
+  std::deque<LogEvent> events_;
+  std::uint64_t n_dropped_ = 0;
+  bool closed_ = false;
+};
+
+class WorkerHandle {
+ public:
+  explicit WorkerHandle(cluster::WorkerOptions options) : queue_(std::make_shared<EventQueue>()) {
+    options.log = [queue = queue_](const LogEvent& event) { queue->push(event); };
+    worker_ = cluster::Worker::start(std::move(options));
+    address_ = worker_->address();
+  }
+  ~WorkerHandle() {
+    // As a rule close() was called; at the interpreter's end this may wait, which nobody minds.
+    worker_.reset();
+    queue_->close();
+  }
+  WorkerHandle(const WorkerHandle&) = delete;
+  WorkerHandle& operator=(const WorkerHandle&) = delete;
+
+  const std::string& address() const { return address_; }
+  bool stopped() const { return worker_ == nullptr || worker_->stopped(); }
+  // Ends all work and waits for the threads.
+  void close() {
+    const GilRelease free_gil;
+    if (worker_) worker_->stop();
+    worker_.reset();
+    queue_->close();
+  }
+  // Held by the caller, who may wait while another thread closes the worker.
+  std::shared_ptr<EventQueue> queue() const { return queue_; }
+
+ private:
+  std::shared_ptr<EventQueue> queue_;
+  std::unique_ptr<cluster::Worker> worker_;
+  std::string address_;
+};
+
+using Fields = std::vector<std::pair<std::string, std::string>>;
+using Event = std::tuple<std::string, std::string, Fields>;
+
+std::optional<Event> next_event(const WorkerHandle& self, double timeout_s) {
+  const std::shared_ptr<EventQueue> queue = self.queue();
+  std::optional<LogEvent> event;
+  {
+    const GilRelease free_gil;
+    event = queue->pop(std::chrono::duration<double>(timeout_s));
+  }
+  if (!event) return std::nullopt;
+  return Event{event->event, event->text, event->fields};
+}
+
+std::unique_ptr<WorkerHandle> start_worker(const std::string& listen, const std::string& advertise,
+                                           const std::optional<ClusterKey>& key,
+                                           bool plain_beyond_loopback, const py::bytes& models,
+                                           const py::bytes& cache, std::uint64_t memory_bytes,
+                                           int threads, const std::string& backend,
+                                           const std::string& release) {
+  cluster::WorkerOptions options;
+  options.listen = listen;
+  options.advertise = advertise;
+  options.key = key;
+  options.plain_beyond_loopback = plain_beyond_loopback;
+  options.models_dir = std::string(models);
+  options.cache_dir = std::string(cache);
+  options.memory_bytes = memory_bytes;
+  options.threads = threads;
+  options.backend = backend;
+  options.release = release;
+  const GilRelease free_gil;
+  return std::make_unique<WorkerHandle>(std::move(options));
+}
+
+}  // namespace
+
+void register_worker(py::module_& m) {
+  py::class_<ClusterKey>(m, "ClusterKey", "Who has it is a member of the cluster (private).")
+      .def_static(
+          "parse", [](const py::bytes& text) { return ClusterKey::parse(std::string(text)); },
+          py::arg("text"), "Of the text of a key file: 64 hexadecimal digits, or two such lines.")
+      .def_static(
+          "read", [](const py::bytes& path) { return ClusterKey::read(std::string(path)); },
+          py::arg("path"), "Of a file of mode 0600, by its encoded path.")
+      .def_static(
+          "generate", [](const py::bytes& path) { ClusterKey::generate(std::string(path)); },
+          py::arg("path"), "Write a new key to a new file, mode 0600.")
+      .def_static("random", &ClusterKey::random)
+      .def("text", [](const ClusterKey& self) { return py::bytes(self.text()); })
+      .def("__repr__", [](const ClusterKey&) { return "ClusterKey(...)"; });
+
+  py::class_<WorkerHandle>(m, "Worker", "A running worker (private: the moesaic worker command).")
+      .def(py::init(&start_worker), py::kw_only(), py::arg("listen"), py::arg("advertise"),
+           py::arg("key"), py::arg("plain_beyond_loopback"), py::arg("models"), py::arg("cache"),
+           py::arg("memory_bytes"), py::arg("threads"), py::arg("backend"), py::arg("release"),
+           "Listens when it returns. Folders are encoded paths, empty for none.")
+      .def_property_readonly("address", &WorkerHandle::address)
+      .def_property_readonly("stopped", &WorkerHandle::stopped)
+      .def("next_event", &next_event, py::arg("timeout_s"),
+           "(event, text, fields) of the log; None when the time is over, or after close().")
+      .def("close", &WorkerHandle::close, "End all work and wait for it; idempotent.");
+}
+
+}  // namespace moesaic::bindings

@@ -1,0 +1,208 @@
+"""``moesaic worker``: this machine's part of a cluster, until it is told to stop.
+
+The work is the core's. Here: options, signals, the log, and the pipes of who started the process
+(launcher.py). Imports little, so that a worker starts at once and stays small.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from moesaic import _core
+from moesaic._version import __version__
+from moesaic.cli.terminal import command, plain
+from moesaic.errors import ArgumentError, IoError
+from moesaic.folders import cache_folder, make_private
+from moesaic.units import parse_bytes
+
+_KEY_VARIABLE = "MOESAIC_KEY"
+_LAST_MOMENTS_S = 0.5
+_MOST_THREADS = 1024
+
+
+@command
+def worker(
+    listen: Annotated[
+        str, typer.Option("--listen", "-l", help="HOST:PORT to listen on; port 0 takes a free one.")
+    ] = "127.0.0.1:9777",
+    key: Annotated[
+        Path | None,
+        typer.Option(
+            "--key",
+            "-k",
+            help="The cluster's key (moesaic keygen); also taken from $MOESAIC_KEY. Without one "
+            "only this machine can connect.",
+        ),
+    ] = None,
+    models: Annotated[
+        Path | None,
+        typer.Option("--models", "-m", help="Folder of GGUF files to use instead of pulling."),
+    ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            "--cache",
+            help="Folder for pulled weights and digests.  [default: moesaic in the user's cache]",
+            show_default=False,
+        ),
+    ] = None,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Keep nothing on disk.")] = False,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            "--memory",
+            help="Memory for models, like 100G.  [default: what is free, less headroom]",
+            show_default=False,
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option("--threads", "-t", help="CPU threads.  [default: all]", show_default=False),
+    ] = None,
+    advertise: Annotated[
+        str,
+        typer.Option("--advertise", help="HOST:PORT others dial, when not the one listened on."),
+    ] = "",
+    plain_beyond_loopback: Annotated[
+        bool,
+        typer.Option(
+            "--plain-beyond-loopback",
+            help="Without a key, listen beyond this machine: anybody there can use the worker and "
+            "read everything.",
+        ),
+    ] = False,
+    log_json: Annotated[
+        bool, typer.Option("--log-json", help="Log one JSON object a line.")
+    ] = False,
+    json_ready: Annotated[
+        bool, typer.Option("--json-ready", help="Print one JSON line on stdout when ready.")
+    ] = False,
+    key_fd: Annotated[
+        int | None, typer.Option("--key-fd", help="Read the key from this descriptor.", hidden=True)
+    ] = None,
+    lifeline_fd: Annotated[
+        int | None,
+        typer.Option("--lifeline-fd", help="End when this descriptor is closed.", hidden=True),
+    ] = None,
+    remove_models: Annotated[
+        bool, typer.Option("--remove-models", help="Remove the folder at the end.", hidden=True)
+    ] = False,
+) -> None:
+    """Serve this machine's memory and CPU to a cluster. One log line per event on stderr."""
+    stop = threading.Event()
+    catch_signals(stop)
+    if lifeline_fd is not None:
+        watch(lifeline_fd, stop, models if remove_models else None)
+    if threads is not None and not 1 <= threads <= _MOST_THREADS:
+        raise ArgumentError(f"[worker] --threads: got {threads}, need 1 to {_MOST_THREADS}")
+    if no_cache and cache is not None:
+        raise ArgumentError("[worker] got --cache and --no-cache, need one of them")
+    if models is not None and not models.is_dir():
+        raise ArgumentError(f"[worker] --models: {models} is no folder")
+    folder = None if no_cache else make_private(cache or cache_folder())
+    core = _core.Worker(
+        listen=listen,
+        advertise=advertise,
+        key=chosen_key(key, key_fd),
+        plain_beyond_loopback=plain_beyond_loopback,
+        models=os.fsencode(models) if models else b"",
+        cache=os.fsencode(folder) if folder else b"",
+        memory_bytes=0 if memory is None else parse_bytes(memory, "--memory", "worker"),
+        threads=threads or 0,
+        backend="auto",
+        release=__version__,
+    )
+    log = threading.Thread(target=write_log, args=(core, log_json, stop), daemon=True)
+    log.start()
+    if json_ready:
+        print_ready(core.address)
+    stop.wait()
+    core.close()
+    log.join(_LAST_MOMENTS_S)
+    if remove_models and models is not None:
+        shutil.rmtree(models, ignore_errors=True)
+
+
+def catch_signals(stop: threading.Event) -> None:
+    """SIGTERM and SIGINT end the worker cleanly; a second one ends it at once."""
+
+    def handle(number: int, frame: Any) -> None:
+        if stop.is_set():
+            os._exit(1)
+        stop.set()
+
+    signal.signal(signal.SIGTERM, handle)
+    signal.signal(signal.SIGINT, handle)
+
+
+def watch(lifeline: int, stop: threading.Event, folder: Path | None) -> None:
+    """End when the other end of the lifeline is gone; soon, whatever the process does then."""
+
+    def wait() -> None:
+        with contextlib.suppress(OSError):
+            while os.read(lifeline, 1):  # nobody writes; what ends it is the end of file
+                pass
+        stop.set()
+        time.sleep(_LAST_MOMENTS_S)
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        os._exit(0)
+
+    threading.Thread(target=wait, name="lifeline", daemon=True).start()
+
+
+def chosen_key(path: Path | None, descriptor: int | None) -> _core.ClusterKey | None:
+    """Return the key that the options or the environment give."""
+    text = os.environ.pop(_KEY_VARIABLE, None)  # not for processes that this one starts
+    if path is not None and descriptor is not None:
+        raise ArgumentError("[worker] got --key and --key-fd, need one of them")
+    if path is not None:
+        return _core.ClusterKey.read(os.fsencode(path))
+    if descriptor is not None:
+        try:
+            with open(descriptor, "rb") as file:  # noqa: PTH123
+                return _core.ClusterKey.parse(file.read(4096))
+        except OSError as error:
+            raise IoError(f"[worker] --key-fd {descriptor}: {error.strerror}") from None
+    return None if text is None else _core.ClusterKey.parse(os.fsencode(text))
+
+
+def print_ready(address: str) -> None:
+    """Tell who started this process where it listens."""
+    line = {"event": "ready", "address": address, "pid": os.getpid(), "release": __version__}
+    print(json.dumps(line), flush=True)
+
+
+def write_log(core: _core.Worker, as_json: bool, stop: threading.Event) -> None:
+    """Write what happens, one line each, until the worker is closed."""
+    # The journal has its own clock.
+    with_time = "JOURNAL_STREAM" not in os.environ
+    while True:
+        news = core.next_event(3600.0)
+        if news is None:
+            if not core.stopped:
+                continue
+            stop.set()
+            return
+        event, text, fields = news
+        now = datetime.now().astimezone().isoformat(timespec="milliseconds")
+        if as_json:
+            record = {"time": now, "event": event, "text": text, **dict(fields)}
+            line = json.dumps(record, ensure_ascii=False)
+        else:
+            line = f"{now + ' ' if with_time else ''}{event}: {plain(text)}"
+        with contextlib.suppress(OSError, ValueError):  # without a log the work goes on
+            sys.stderr.write(line + "\n")
+            sys.stderr.flush()

@@ -1,0 +1,508 @@
+"""Cluster: a set of machines that run one model together.
+
+Here: what callers may say, and who owns what. The work is the core's (cpp/cluster); workers are
+started by people or by launcher.py.
+"""
+
+from __future__ import annotations
+
+import html
+import os
+import threading
+import weakref
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from moesaic import _core
+from moesaic._version import __version__
+from moesaic.cluster_config import Key, read_key, resolve
+from moesaic.errors import ArgumentError, ClosedError, IoError
+from moesaic.folders import cache_folder, make_private
+from moesaic.gguf import GGUF
+from moesaic.inputs import integer, real
+from moesaic.launcher import LocalLauncher
+from moesaic.model import Model
+from moesaic.nodes import Node, nodes_html
+from moesaic.plan import Plan, plan_options
+from moesaic.progress import Progress, Reporter
+from moesaic.progress import check as check_progress
+
+__all__ = ["Cluster"]
+
+_T = TypeVar("_T", bound="Cluster")
+_MOST_WORKERS = 1024
+_USUAL_CONTEXT = 4096
+_MOST_THREADS = 1024
+_A_WEEK_S = 7 * 24 * 3600.0
+
+#: A cluster lives as long as a model on it, so that ``Cluster.local(2).load(path)`` is one line.
+_clusters: weakref.WeakKeyDictionary[Model, Cluster] = weakref.WeakKeyDictionary()
+
+
+class Cluster:
+    """Workers on several machines that hold and run a model together.
+
+    Every machine runs ``moesaic worker``; this process links to all of them, and the models that
+    :meth:`load` gives run there. The workers keep what they have loaded for whoever comes next.
+
+    Parameters
+    ----------
+    workers : sequence of str or str
+        ``"host:port"`` of each, in the order in which they pass rows on; or the name of a cluster
+        in ``clusters.toml`` of the user's config folder.
+    key : str, os.PathLike, bytes or None
+        The cluster's key: a file that ``moesaic keygen`` wrote, or its content. None: the named
+        cluster's; without one only workers on this machine can be reached.
+
+    Raises
+    ------
+    NetError, DeadlineError
+        A worker cannot be reached, or has another key; the message names it.
+    ProtocolError
+        A worker is of a version that does not fit; the message says what to upgrade.
+    ArgumentError, IoError
+        An address, a name or a key is wrong; the key file cannot be read.
+
+    See Also
+    --------
+    Cluster.local : workers on this machine, started and ended with the object.
+
+    Examples
+    --------
+    >>> import moesaic
+    >>> with moesaic.Cluster.local(2) as c:
+    ...     m = c.load(moesaic.Model.demo().path, n_ctx=256)
+    ...     print(m.device, len(m.generate("In the", max_tokens=4, temperature=0).tokens))
+    cluster: 2 workers 4
+    """
+
+    def __init__(self, workers: str | Sequence[str], *, key: Key = None) -> None:
+        addresses, key = resolve(workers, key, "Cluster")
+        self._connect(addresses, read_key(key, "Cluster"), None, _usable_cache())
+
+    @classmethod
+    def local(
+        cls: type[_T],
+        n: int,
+        *,
+        threads: int = 1,
+        models: str | os.PathLike[str] | None = None,
+        cache: str | os.PathLike[str] | None = None,
+        memory: int | None = None,
+    ) -> _T:
+        """Start workers on this machine, for tests, notebooks and first steps.
+
+        They listen on loopback with a key of their own, and are gone within a second when the
+        object is closed or no longer used, and when this process ends, however it ends.
+
+        Parameters
+        ----------
+        n : int
+            Workers to start.
+        threads : int
+            CPU threads of each.
+        models : str, os.PathLike or None
+            Folder in which they look for files. None: they find what :meth:`load` is given.
+        cache : str, os.PathLike or None
+            Folder for digests and pulled weights. None: nothing is kept.
+        memory : int or None
+            Bytes that each may use for models. None: an equal share of what is free.
+
+        Raises
+        ------
+        NetError
+            A worker did not start; the message has what it said.
+        ArgumentError
+            A bad option.
+
+        Examples
+        --------
+        >>> import moesaic
+        >>> with moesaic.Cluster.local(2) as c:
+        ...     [node.state for node in c.nodes]
+        ['idle', 'idle']
+        """
+        where = "Cluster.local"
+        integer(n, "n", where, 1, _MOST_WORKERS)
+        integer(threads, "threads", where, 1, _MOST_THREADS)
+        if memory is not None:
+            integer(memory, "memory", where, 1, 2**62)
+        for name, folder in (("models", models), ("cache", cache)):
+            _check_folder(folder, name, where)
+        launcher = LocalLauncher(threads=threads, models=models, cache=cache, memory=memory)
+        with ExitStack() as undo:
+            undo.callback(launcher.close)
+            addresses = launcher.start(n)
+            cluster = cls.__new__(cls)
+            folder = None if cache is None else Path(cache)
+            cluster._connect(addresses, launcher.key, launcher, folder)
+            undo.pop_all()
+        return cluster
+
+    def _connect(
+        self,
+        addresses: Sequence[str],
+        key: _core.ClusterKey | None,
+        launcher: LocalLauncher | None,
+        cache: Path | None,
+    ) -> None:
+        self._addresses = tuple(addresses)
+        self._launcher = launcher
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._closed = False
+        self._models: weakref.WeakSet[Model] = weakref.WeakSet()
+        self._core = _core.connect_cluster(
+            addresses=list(addresses),
+            key=key,
+            plain_beyond_loopback=False,
+            release=__version__,
+            cache=b"" if cache is None else os.fsencode(cache),
+        )
+        self._finalizer = weakref.finalize(self, _end, self._core, launcher, self._pid)
+
+    # -- what it is --------------------------------------------------------------------------------
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """``"host:port"`` of every worker, in the order in which they pass rows on."""
+        return self._addresses
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """Every worker as it is now: it is asked, and a lost one is dialled again."""
+        return self._ask("Cluster.nodes", measure=False)
+
+    def measure(self) -> tuple[Node, ...]:
+        """Return the nodes with their rates and links measured.
+
+        Each worker measures its own rates once, which takes about a second, and remembers them.
+
+        Returns
+        -------
+        tuple of Node
+            As :attr:`nodes`, with ``rates`` and ``link``.
+        """
+        return self._ask("Cluster.measure", measure=True)
+
+    @property
+    def launcher(self) -> LocalLauncher | None:
+        """Who started the workers, of :meth:`local`; None for workers that others started."""
+        return self._launcher
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return self._closed
+
+    # -- models ------------------------------------------------------------------------------------
+
+    def plan(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        n_ctx: int = 4096,
+        strategy: str = "auto",
+        kv_tokens: int | None = None,
+        wire: str = "f32",
+    ) -> Plan:
+        """Say which worker would hold what of a model, what that takes, and how fast it would be.
+
+        Nothing is loaded; workers that have not measured themselves do so first.
+
+        Parameters
+        ----------
+        path : str or os.PathLike
+            A GGUF file here, or the name of one that workers have.
+        n_ctx, kv_tokens : int
+            Most tokens of one sequence, and of all together (None: ``n_ctx``).
+        wire : {"f32", "f16"}
+            As for :meth:`load`.
+        strategy : str
+            ``"auto"`` or ``"pipeline"``: each worker holds a run of layers.
+
+        Returns
+        -------
+        Plan
+            Prints as a table; :meth:`load` takes it.
+
+        Raises
+        ------
+        OutOfMemoryError
+            The model does not fit; the message says which worker lacks how much, and what helps.
+        """
+        where = "Cluster.plan"
+        self._check(where)
+        options = plan_options(
+            n_ctx=n_ctx,
+            kv_tokens=kv_tokens,
+            strategy=strategy,
+            wire=wire,
+            kv_type="f16",
+            deterministic=False,
+            where=where,
+        )
+        with self._open(path, where) as file:
+            return self._make_plan(file, options, None, where)
+
+    def load(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        plan: Plan | None = None,
+        n_ctx: int | None = None,
+        kv_tokens: int | None = None,
+        deterministic: bool = False,
+        on_loss: str = "raise",
+        wait_seconds: float = 600.0,
+        progress: Progress = None,
+        kv_type: str = "f16",
+        wire: str = "f32",
+        verify: str = "first",
+    ) -> Model:
+        """Load a model on the workers.
+
+        Each worker uses its own copy of the file when it has one, and else pulls the part that it
+        is to hold, once.
+
+        Parameters
+        ----------
+        path : str or os.PathLike
+            A GGUF file here (of a split set any part), or the name of one that workers have.
+        plan : Plan or None
+            Who holds what; None: as :meth:`plan` says.
+        n_ctx, kv_tokens : int or None
+            Most tokens of one sequence, and of all together. None: the plan's, and without a plan
+            4096 of both.
+        deterministic, kv_type
+            As for :class:`Model`.
+        on_loss : {"raise", "wait", "replan"}
+            What happens when a worker is lost while the model works: WorkerLost is raised; or it is
+            waited for; or the others take its layers. Both go on where they were.
+        wait_seconds : float
+            How long ``"wait"`` waits before it raises WorkerLost after all.
+        progress : None, bool or callable
+            As for :class:`Model`; the stages of loading are ``"load host:port"``, one a worker.
+        wire : {"f32", "f16"}
+            Type of the hidden rows that workers pass on. ``"f16"`` halves the traffic and changes
+            the numbers a little.
+        verify : {"first", "always", "never"}
+            Whether weights are held against their digests: when a file is used first, at every
+            load, or not.
+
+        Returns
+        -------
+        Model
+            With all methods of a model on this machine. It keeps the cluster alive, and ends with
+            :meth:`close` of either.
+
+        Raises
+        ------
+        OutOfMemoryError
+            It does not fit; the message says which worker lacks how much, and what helps.
+        WorkerLost, NetError, DeadlineError
+            A worker was lost meanwhile, or does not answer; the message names it.
+        FormatError, IoError, ArgumentError
+            As for :class:`Model`; a copy of the file that is another model.
+        """
+        where = "Cluster.load"
+        self._check(where)
+        if plan is not None and not isinstance(plan, Plan):
+            raise ArgumentError(f"[{where}] plan: got {type(plan).__name__}, need a Plan or None")
+        if n_ctx is None:
+            n_ctx = plan.n_ctx if plan else _USUAL_CONTEXT
+        if kv_tokens is None and plan is not None:
+            kv_tokens = max(n_ctx, plan.kv_tokens)
+        options = plan_options(
+            n_ctx=n_ctx,
+            kv_tokens=kv_tokens,
+            strategy="auto",
+            wire=wire,
+            kv_type=kv_type,
+            deterministic=deterministic,
+            where=where,
+        )
+        _one_of(on_loss, "on_loss", ("raise", "wait", "replan"), where)
+        _one_of(kv_type, "kv_type", ("f16", "f32"), where)
+        _one_of(verify, "verify", ("first", "always", "never"), where)
+        real(wait_seconds, "wait_seconds", where, 0.0, _A_WEEK_S)
+        check_progress(progress)
+        with ExitStack() as undo:
+            file = undo.enter_context(self._open(path, where))
+            made = self._make_plan(file, options, plan, where)
+            with _Bars(progress) as bars:
+                engine = self._core.deploy(
+                    file=file._file.get(),
+                    plan=made.to_dict(),
+                    n_ctx=n_ctx,
+                    kv_tokens=made.kv_tokens,
+                    deterministic=bool(deterministic),
+                    kv_type=kv_type,
+                    on_loss=on_loss,
+                    wait_s=float(wait_seconds),
+                    hidden_f16=wire == "f16",
+                    verify=verify,
+                    micro_batch_rows=plan.micro_batch_rows if plan else 0,
+                    progress=bars.update if bars.active else None,
+                )
+            undo.pop_all()
+        model = Model._from_core(
+            engine,
+            file,
+            path=os.fspath(path),
+            deterministic=deterministic,
+            progress=progress,
+            stacklevel=2,
+        )
+        with self._lock:
+            closed = self._closed
+            self._models.add(model)
+        if closed:  # meanwhile, by another thread
+            model.close()
+            self._check(where)
+        _clusters[model] = self
+        return model
+
+    def _open(self, path: str | os.PathLike[str], where: str) -> GGUF:
+        """Open a file that is here, or the headers of one that workers have."""
+        if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
+            raise ArgumentError(f"[{where}] path: got {path!r}, need str or os.PathLike")
+        name = os.fspath(path)
+        if Path(name).exists():
+            file = GGUF(name)
+            if self._launcher is not None:
+                self._launcher.offer(file.paths)
+            return file
+        if Path(name).name != name:
+            raise IoError(
+                f"[{where}] {name}: there is no such file here; a bare name "
+                f'("{Path(name).name}") is looked for in the workers\' models folders'
+            )
+        return GGUF._from_core(self._core.remote_file(name), name)
+
+    def _make_plan(
+        self, file: GGUF, options: dict[str, Any], like: Plan | None, where: str
+    ) -> Plan:
+        """Make the best plan, or evaluate the layers of another one here and now."""
+        ends = None
+        if like is not None:
+            planned = tuple(node.address for node in like.nodes)
+            if planned != self._addresses:
+                raise ArgumentError(
+                    f"[{where}] plan: it is for {', '.join(planned)}, need one for this cluster's "
+                    f"workers in their order: {', '.join(self._addresses)}"
+                )
+            ends = [node.layers.stop for node in like.nodes]
+        model = _core.PlanModel.from_gguf(file._file.get())
+        return Plan.from_dict(_core.plan(model, self._core.facts(), options, ends))
+
+    # -- its life ----------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Close the models that it runs and the links; end local workers. May be called again."""
+        with self._lock:
+            if self._closed or os.getpid() != self._pid:
+                self._closed = True
+                return
+            self._closed = True
+            models = list(self._models)
+        for model in models:
+            model.close()
+        self._finalizer()
+
+    def __enter__(self: _T) -> _T:
+        self._check("Cluster")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        if self._closed:
+            return f"Cluster({list(self._addresses)}, closed)"
+        n = len(self._addresses)
+        kind = "on this machine" if self._launcher is not None else ", ".join(self._addresses)
+        return f"Cluster({n} {'worker' if n == 1 else 'workers'}: {kind})"
+
+    def _repr_html_(self) -> str:
+        if self._closed:
+            return f"<pre>{html.escape(repr(self))}</pre>"
+        return f"<b>{html.escape(repr(self))}</b>{nodes_html(self.nodes)}"
+
+    def _ask(self, where: str, *, measure: bool) -> tuple[Node, ...]:
+        self._check(where)
+        return tuple(Node.from_core(info) for info in self._core.nodes(measure))
+
+    def _check(self, where: str) -> None:
+        if self._closed:
+            raise ClosedError(f"[{where}] the cluster was closed; make another")
+        if os.getpid() != self._pid:
+            raise ClosedError(
+                f"[{where}] this process was forked after the cluster was made, and its links did "
+                "not come along; make the cluster in this process"
+            )
+
+
+def _end(core: _core.Coordinator, launcher: LocalLauncher | None, pid: int) -> None:
+    if os.getpid() != pid:  # a forked child: the links are its parent's
+        return
+    try:
+        core.close()
+    finally:
+        if launcher is not None:
+            launcher.close()
+
+
+class _Bars:
+    """A bar for each worker that loads, or the caller's callback."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._open = ExitStack()
+        self._reporters: dict[str, Reporter] = {}
+        self.active = Reporter(progress, "load").active
+
+    def update(self, address: str, what: str, done: int, total: int) -> None:
+        """Take the core's news of one worker; ``what`` it does does not matter to a bar."""
+        if address not in self._reporters:
+            self._reporters[address] = self._open.enter_context(
+                Reporter(self._progress, "load", of=address)
+            )
+        self._reporters[address].update(done, total)
+
+    def __enter__(self) -> _Bars:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._open.close()
+
+
+def _usable_cache() -> Path | None:
+    """Return the user's cache folder, or None where there cannot be one."""
+    try:
+        return make_private(cache_folder())
+    except IoError:  # digests are made again each time: slower, no less right
+        return None
+
+
+def _check_folder(folder: Any, name: str, where: str) -> None:
+    if folder is None:
+        return
+    if not isinstance(folder, str | os.PathLike):
+        raise ArgumentError(f"[{where}] {name}: got {type(folder).__name__}, need a folder or None")
+    if name == "models" and not Path(folder).is_dir():
+        raise ArgumentError(f"[{where}] {name}: {os.fspath(folder)} is no folder")
+
+
+def _one_of(value: Any, name: str, known: Sequence[str], where: str) -> None:
+    if not isinstance(value, str) or value not in known:
+        choices = ", ".join(f'"{k}"' for k in known)
+        raise ArgumentError(f"[{where}] {name}: got {value!r}, need one of {choices}")
