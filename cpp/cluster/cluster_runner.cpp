@@ -218,19 +218,21 @@ void ClusterRunner::bring_back_all(const model::Step& step, const CancelFlag* ca
 
 // --- saved sessions
 
-std::vector<std::uint8_t> ClusterRunner::save(model::SequenceId sequence) {
+std::vector<std::uint8_t> ClusterRunner::save(model::SequenceId sequence,
+                                              const CancelFlag* cancel) {
   const std::int64_t n = length(sequence);
   if (n == 0) return {};
   std::vector<std::uint8_t> bytes;
-  with_ring(nullptr, [&] {
-    bring_back(sequence, n, nullptr);
-    bytes = read_rows(sequence, n);
+  with_ring(cancel, [&] {
+    bring_back(sequence, n, cancel);
+    bytes = read_rows(sequence, n, cancel);
   });
   return bytes;
 }
 
 model::SequenceId ClusterRunner::load(std::span<const std::uint8_t> bytes,
-                                      std::span<const std::int32_t> tokens) {
+                                      std::span<const std::int32_t> tokens,
+                                      const CancelFlag* cancel) {
   const auto n = static_cast<std::int64_t>(tokens.size());
   if (n > n_ctx()) {
     fail<ArgumentError>("[load_session] got ", n, " tokens, need 0 to n_ctx, ", n_ctx());
@@ -249,7 +251,7 @@ model::SequenceId ClusterRunner::load(std::span<const std::uint8_t> bytes,
     pages_.prepare(std::span(&write, 1),
                    kv_row_bytes_ * static_cast<std::size_t>(page_tokens() * config().n_layers),
                    copies);
-    with_ring(nullptr, [&] { write_rows(id, bytes, n); });
+    with_ring(cancel, [&] { write_rows(id, bytes, n, cancel); });
     pages_.commit(write);
     at(id).tokens.assign(tokens.begin(), tokens.end());
   } catch (...) {

@@ -51,9 +51,9 @@ class ClusterRunner final : public model::Runner {
   model::SequenceId fork(model::SequenceId sequence, std::int64_t n_tokens) override;
   std::int64_t pages_needed(model::SequenceId sequence, std::int64_t start,
                             std::int64_t n_rows) const override;
-  std::vector<std::uint8_t> save(model::SequenceId sequence) override;
-  model::SequenceId load(std::span<const std::uint8_t> bytes,
-                         std::span<const std::int32_t> tokens) override;
+  std::vector<std::uint8_t> save(model::SequenceId sequence, const CancelFlag* cancel) override;
+  model::SequenceId load(std::span<const std::uint8_t> bytes, std::span<const std::int32_t> tokens,
+                         const CancelFlag* cancel) override;
   std::string identity() const override;
   std::vector<std::string> capture_names() const override;
 
@@ -87,9 +87,10 @@ class ClusterRunner final : public model::Runner {
   model::StepResult dispatch(const model::Step& step, const CancelFlag* cancel);
   bool decode(std::vector<Decoding>& sequences, model::AheadSink& sink, const CancelFlag* cancel);
   Ring::Event wait(const CancelFlag* cancel);
-  std::vector<std::uint8_t> read_rows(model::SequenceId sequence, std::int64_t n_tokens);
+  std::vector<std::uint8_t> read_rows(model::SequenceId sequence, std::int64_t n_tokens,
+                                      const CancelFlag* cancel);
   void write_rows(model::SequenceId sequence, std::span<const std::uint8_t> bytes,
-                  std::int64_t n_tokens);
+                  std::int64_t n_tokens, const CancelFlag* cancel);
 
   RunnerSetup setup_;
   std::unique_ptr<Ring> ring_;  // null: lost for good

@@ -14,6 +14,12 @@ constexpr std::chrono::milliseconds kPoll{10};
 // No worker finishes a row for so long: it is stuck, though its net thread answers.
 constexpr std::chrono::seconds kStuck{300};
 
+std::int64_t rows_of(const MicroBatch& batch) {
+  std::int64_t n = 0;
+  for (const Piece& piece : batch) n += piece.n_rows;
+  return n;
+}
+
 }  // namespace
 
 // What comes next. Polls the caller's flag, and the workers' progress.
@@ -92,7 +98,9 @@ model::StepResult ClusterRunner::dispatch(const model::Step& step, const CancelF
       }
       const Ring::Event event = wait(cancel);
       if (const auto* result = std::get_if<wire::Result>(&event.in.message)) {
-        if (assembly.owns(result->step)) assembly.take(*result, event.in.payload);
+        if (!assembly.owns(result->step)) continue;
+        assembly.take(*result, event.in.payload);
+        if (result->last && step.progress) step.progress(rows_of(batches[result->step - first]));
       } else if (const auto* capture = std::get_if<wire::Capture>(&event.in.message)) {
         if (assembly.owns(capture->step)) assembly.take(*capture, event.in.payload);
       } else if (const auto* error = std::get_if<wire::ErrorReply>(&event.in.message)) {
@@ -239,7 +247,8 @@ bool ClusterRunner::decode(std::vector<Decoding>& sequences, model::AheadSink& s
 // --- rows of saved sessions
 
 std::vector<std::uint8_t> ClusterRunner::read_rows(model::SequenceId sequence,
-                                                   std::int64_t n_tokens) {
+                                                   std::int64_t n_tokens,
+                                                   const CancelFlag* cancel) {
   const std::size_t layer_bytes = static_cast<std::size_t>(n_tokens) * kv_row_bytes_;
   std::vector<std::uint8_t> bytes(layer_bytes * static_cast<std::size_t>(config().n_layers));
   const std::uint64_t request = next_id_++;
@@ -251,7 +260,7 @@ std::vector<std::uint8_t> ClusterRunner::read_rows(model::SequenceId sequence,
   std::size_t missing = bytes.size();
   bool passed = false;
   while (missing > 0 || !passed) {
-    const Ring::Event event = wait(nullptr);
+    const Ring::Event event = wait(cancel);
     if (const auto* error = std::get_if<wire::ErrorReply>(&event.in.message)) {
       if (error->request == request || error->request == 0) {
         throw_error(*error, ring_->stage(event.stage).address);
@@ -283,7 +292,7 @@ std::vector<std::uint8_t> ClusterRunner::read_rows(model::SequenceId sequence,
 }
 
 void ClusterRunner::write_rows(model::SequenceId sequence, std::span<const std::uint8_t> bytes,
-                               std::int64_t n_tokens) {
+                               std::int64_t n_tokens, const CancelFlag* cancel) {
   const std::size_t layer_bytes = static_cast<std::size_t>(n_tokens) * kv_row_bytes_;
   const auto at_once =
       std::max<std::int64_t>(1, setup_.payload_limit / static_cast<std::int64_t>(kv_row_bytes_));
@@ -309,7 +318,7 @@ void ClusterRunner::write_rows(model::SequenceId sequence, std::span<const std::
     }
   }
   for (std::size_t missing = ring_->n_stages(); missing > 0;) {
-    const Ring::Event event = wait(nullptr);
+    const Ring::Event event = wait(cancel);
     if (const auto* error = std::get_if<wire::ErrorReply>(&event.in.message)) {
       if (error->request == request || error->request == 0) {
         throw_error(*error, ring_->stage(event.stage).address);

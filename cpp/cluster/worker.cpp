@@ -71,6 +71,7 @@ class WorkerImpl final : public Worker, public DeploymentHost {
   wire::Status status(std::uint64_t request) const;
   void answer_status(const std::shared_ptr<net::Connection>& link,
                      const wire::StatusRequest& request);
+  LinkRates link_rates(const std::string& peer);
   void later(std::function<void()> job);
   void keep_house();
 
@@ -90,7 +91,8 @@ class WorkerImpl final : public Worker, public DeploymentHost {
   std::map<const net::Connection*, Peer> peers_;
   std::map<std::uint64_t, std::shared_ptr<Deployment>> deployments_;  // by epoch
   Rates rates_;
-  std::uint64_t gone_sent_bytes_ = 0;  // activations of links that are closed
+  std::map<std::string, LinkRates> links_;  // measured, by address; the housekeeper's only
+  std::uint64_t gone_sent_bytes_ = 0;       // activations of links that are closed
   std::uint64_t gone_received_bytes_ = 0;
 
   std::mutex jobs_mutex_;
@@ -406,7 +408,7 @@ void WorkerImpl::answer_status(const std::shared_ptr<net::Connection>& link,
       wire::Status answer = status(id);
       if (!peer.empty()) {
         try {
-          const LinkRates rates = measure_link(*net_, link_options_, peer);
+          const LinkRates rates = link_rates(peer);
           answer.probe_rtt_s = rates.rtt_s;
           answer.probe_bytes_per_s = rates.bytes_per_s;
         } catch (const Error&) {  // not measured: the peer's own state says why
@@ -423,6 +425,14 @@ void WorkerImpl::answer_status(const std::shared_ptr<net::Connection>& link,
 }
 
 // --- jobs that may take long
+
+LinkRates WorkerImpl::link_rates(const std::string& peer) {
+  const auto known = links_.find(peer);
+  if (known != links_.end()) return known->second;
+  constexpr std::size_t kMost = 256;  // a coordinator may name any address
+  if (links_.size() >= kMost) links_.clear();
+  return links_[peer] = measure_link(*net_, link_options_, peer);
+}
 
 void WorkerImpl::later(std::function<void()> job) {
   {

@@ -23,6 +23,7 @@ void Core::close() {
   {
     const std::scoped_lock lock(mutex_);
     closing_.store(true, std::memory_order_release);
+    close_flag_.set();
     if (running_flag_ != nullptr) running_flag_->set();
   }
   wake_.notify_all();
@@ -180,7 +181,7 @@ Engine::SavedSession Core::save_session(SessionState& session) {
   if (session.closed)
     fail<ClosedError>("[Session.save] session: it is closed; save before close()");
   if (session.busy) fail<ArgumentError>("[Session.save] session: a call is writing to it");
-  return {session.tokens, runner_->save(session.sequence)};
+  return {session.tokens, runner_->save(session.sequence, &close_flag_)};
 }
 
 std::shared_ptr<SessionState> Core::load_session(const Engine::SavedSession& saved) {
@@ -193,7 +194,7 @@ std::shared_ptr<SessionState> Core::load_session(const Engine::SavedSession& sav
         saved.kv.size(), 0);
   }
   auto session = std::make_shared<SessionState>();
-  session->sequence = runner_->load(saved.kv, saved.tokens);
+  session->sequence = runner_->load(saved.kv, saved.tokens, &close_flag_);
   session->tokens = saved.tokens;
   return session;
 }

@@ -151,6 +151,7 @@ class Core {
   std::size_t n_open_ = 0;                    // requests not ended; guarded by mutex_
   EngineStats stats_;                         // guarded by mutex_
   std::atomic<bool> closing_{false};
+  CancelFlag close_flag_;  // the same, for the runner
   std::mutex join_mutex_;
   std::thread thread_;  // last: starts when all else is there
 };

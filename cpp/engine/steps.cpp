@@ -192,6 +192,15 @@ model::StepResult Core::run(std::span<const std::size_t> members,
   model::Step step = make_step(members, rows);
   RunningScope running(*this, members);
   step.cancel = &running.flag;
+  if (members.size() == 1 && active_[members[0]].cached < active_[members[0]].prompt_end) {
+    step.progress = [&active = active_[members[0]],
+                     done = std::int64_t{0}](std::int64_t n) mutable {
+      done += n;
+      const std::int64_t n_prompt = active.prompt_end - active.start;
+      active.request->publish_progress(std::min(active.cached - active.start + done, n_prompt),
+                                       n_prompt);
+    };
+  }
   model::StepResult result = runner_->run(step);
   if (result.sequences.size() != members.size()) {
     fail<InternalError>("[engine] a step of ", members.size(), " sequences gave ",

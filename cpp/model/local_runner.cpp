@@ -40,19 +40,20 @@ LocalRunner::LocalRunner(ModelFile model, const LoadOptions& options,
   options_.cancel = nullptr;
 }
 
-std::vector<std::uint8_t> LocalRunner::save(SequenceId sequence) {
+std::vector<std::uint8_t> LocalRunner::save(SequenceId sequence, const CancelFlag* cancel) {
   const std::int64_t n = length(sequence);
   const std::size_t layer_bytes = static_cast<std::size_t>(n) * kv_->row_bytes();
   std::vector<std::uint8_t> bytes(layer_bytes * static_cast<std::size_t>(model_.config.n_layers));
   if (n == 0) return bytes;
   for (std::int64_t layer = 0; layer < model_.config.n_layers; ++layer) {
+    if (cancel != nullptr) cancel->check();
     kv_->read(sequence, layer, 0, n, bytes.data() + static_cast<std::size_t>(layer) * layer_bytes);
   }
   return bytes;
 }
 
 SequenceId LocalRunner::load(std::span<const std::uint8_t> bytes,
-                             std::span<const std::int32_t> tokens) {
+                             std::span<const std::int32_t> tokens, const CancelFlag* cancel) {
   const auto n_tokens = static_cast<std::int64_t>(tokens.size());
   if (n_tokens < 0 || n_tokens > options_.n_ctx) {
     fail<ArgumentError>("[load_session] got ", n_tokens, " tokens, need 0 to n_ctx, ",
@@ -70,6 +71,7 @@ SequenceId LocalRunner::load(std::span<const std::uint8_t> bytes,
     const KvPages::Write write{sequence, 0, n_tokens};
     kv_->claim(std::span(&write, 1));
     for (std::int64_t layer = 0; layer < model_.config.n_layers; ++layer) {
+      if (cancel != nullptr) cancel->check();
       kv_->restore(sequence, layer, 0, n_tokens,
                    bytes.data() + static_cast<std::size_t>(layer) * layer_bytes);
     }

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -73,6 +74,8 @@ struct Step {
   std::vector<std::string>
       capture;  // resolved names (no globs): "blocks.3.resid_post", "logits", ...
   const CancelFlag* cancel = nullptr;
+  // Called by runners that take long steps: so many more of its rows have run.
+  std::function<void(std::int64_t n_rows)> progress{};
 };
 
 // A captured array: row-major, rows are the sequence's rows of this step.
@@ -142,9 +145,9 @@ class Runner {
                                     std::int64_t n_rows) const = 0;
   // The cache of a sequence as bytes in canonical order (layer, token), and back. Digest and tokens
   // are the engine's.
-  virtual std::vector<std::uint8_t> save(SequenceId sequence) = 0;
-  virtual SequenceId load(std::span<const std::uint8_t> bytes,
-                          std::span<const std::int32_t> tokens) = 0;
+  virtual std::vector<std::uint8_t> save(SequenceId sequence, const CancelFlag* cancel) = 0;
+  virtual SequenceId load(std::span<const std::uint8_t> bytes, std::span<const std::int32_t> tokens,
+                          const CancelFlag* cancel) = 0;
   // Names a model of this configuration and numerics: sessions are refused across different ones.
   virtual std::string identity() const = 0;
   // Every capture name, in order of the forward pass.

@@ -1,5 +1,5 @@
 // One authenticated link to one peer: frames go out from any thread, messages come in on the net
-// thread. A link owns its handshake's result, the send queue, liveness (a ping every second, dead
+// thread. A link owns its handshake's result, the send queue, liveness (a ping every half second, dead
 // after three of silence), the order, checksum and epoch of frames, and the byte counters. After
 // any error it is closed and stays so: whoever holds it dials again. Not for what messages mean.
 //
@@ -61,7 +61,8 @@ struct LinkOptions {
   std::string advertise;  // listener: how it wants to be dialled; empty: the address it listens on
 
   milliseconds handshake_deadline{5000};  // listener: from accept to Hello checked
-  milliseconds ping_every{1000};
+  // Twice a second: a peer that stands still for two seconds is then never silent for three.
+  milliseconds ping_every{500};
   milliseconds dead_after{3000};      // of silence
   milliseconds stalled_after{5000};   // no byte taken by the peer while some wait to be sent
   milliseconds send_deadline{10000};  // a send that waits for room in the queue

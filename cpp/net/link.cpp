@@ -262,7 +262,7 @@ void Link::check_silence(Clock::time_point now) {
   heard_bytes_ = heard;
   if (now - last_heard_ > dead_after_) {
     fail<NetError>("not a byte for ", seconds(now - last_heard_),
-                   " s (pings are sent every second): taken for dead");
+                   " s (pings are sent twice a second): taken for dead");
   }
   const std::uint64_t written = stream_->bytes_written();
   if (written != written_bytes_ || !writing_) last_written_ = now;

@@ -150,7 +150,7 @@ TEST(Cluster, ForksTruncationsAndSavedSessionsMoveBetweenClusters) {
   model::testing::run_one(*local, model::testing::rows(whole, 0, tokens, model::Logits::kNone));
   const auto local_fork = local->fork(whole, 70);
   const auto expected_fork = go_on(*local, local_fork, 70);
-  const auto bytes = local->save(whole);
+  const auto bytes = local->save(whole, nullptr);
   const auto expected = go_on(*local, whole, 100);
 
   const auto id = on_three->open();
@@ -159,13 +159,13 @@ TEST(Cluster, ForksTruncationsAndSavedSessionsMoveBetweenClusters) {
   EXPECT_EQ(go_on(*on_three, child, 70), expected_fork);
   on_three->truncate(child, 70);
   EXPECT_EQ(go_on(*on_three, child, 70), expected_fork);
-  const auto saved = on_three->save(id);
+  const auto saved = on_three->save(id, nullptr);
   EXPECT_EQ(saved, bytes);
   EXPECT_EQ(go_on(*on_three, id, 100), expected);
 
-  const auto there = on_two->load(saved, tokens);
+  const auto there = on_two->load(saved, tokens, nullptr);
   EXPECT_EQ(go_on(*on_two, there, 100), expected);
-  const auto here = local->load(saved, tokens);
+  const auto here = local->load(saved, tokens, nullptr);
   EXPECT_EQ(go_on(*local, here, 100), expected);
   EXPECT_EQ(on_three->kv_tokens_free(), on_three->kv_tokens() - 64 * (3 + 1));
   on_three->close(id);

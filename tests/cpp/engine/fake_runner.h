@@ -167,15 +167,15 @@ class FakeRunner : public model::Runner {
     }
     return need;
   }
-  std::vector<std::uint8_t> save(model::SequenceId id) override {
+  std::vector<std::uint8_t> save(model::SequenceId id, const CancelFlag*) override {
     std::vector<std::uint8_t> bytes;
     for (const std::int32_t token : at(id).tokens) {
       for (int i = 0; i < 16; ++i) bytes.push_back(static_cast<std::uint8_t>(token + i));
     }
     return bytes;
   }
-  model::SequenceId load(std::span<const std::uint8_t> bytes,
-                         std::span<const std::int32_t> tokens) override {
+  model::SequenceId load(std::span<const std::uint8_t> bytes, std::span<const std::int32_t> tokens,
+                         const CancelFlag*) override {
     const auto n = static_cast<std::int64_t>(tokens.size());
     check_thread();
     if (static_cast<std::int64_t>(bytes.size()) != n * 16) fail<FormatError>("wrong size");

@@ -81,19 +81,21 @@ TEST(LocalRunner, ASavedCacheIsTheCache) {
   const auto tokens = some_tokens(30, runner->config().vocab, 6);
   const SequenceId id = runner->open();
   run_one(*runner, rows(id, 0, tokens, Logits::kNone));
-  const std::vector<std::uint8_t> bytes = runner->save(id);
+  const std::vector<std::uint8_t> bytes = runner->save(id, nullptr);
   // (layer, token) rows of 26 halves
   EXPECT_EQ(bytes.size(), 2U * 30U * 26U * 2U);
   const SequenceResult want = run_one(*runner, rows(id, 30, {5}, Logits::kLast));
 
   const auto other = small();
   EXPECT_EQ(other->identity(), runner->identity());
-  const SequenceId loaded = other->load(bytes, some_tokens(30, 67, 1));
+  const SequenceId loaded = other->load(bytes, some_tokens(30, 67, 1), nullptr);
   EXPECT_EQ(other->length(loaded), 30);
   EXPECT_EQ(run_one(*other, rows(loaded, 30, {5}, Logits::kLast)).logits, want.logits);
-  EXPECT_EQ(other->save(other->fork(loaded, 30)), bytes);
-  EXPECT_THROW(other->load(std::span(bytes).first(bytes.size() - 1), some_tokens(30, 67, 1)), FormatError);
-  EXPECT_THROW(other->load(bytes, some_tokens(97, 67, 1)), ArgumentError);
+  EXPECT_EQ(other->save(other->fork(loaded, 30), nullptr), bytes);
+  EXPECT_THROW(
+      other->load(std::span(bytes).first(bytes.size() - 1), some_tokens(30, 67, 1), nullptr),
+      FormatError);
+  EXPECT_THROW(other->load(bytes, some_tokens(97, 67, 1), nullptr), ArgumentError);
 }
 
 TEST(LocalRunner, IdentityFollowsHeadersAndCacheType) {
