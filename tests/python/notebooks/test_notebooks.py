@@ -40,7 +40,11 @@ def pictures(notebook: nbformat.NotebookNode) -> int:
 
 
 def test_there_are_notebooks():
-    assert [path.name for path in NOTEBOOKS] == ["01_first_minute.ipynb", "02_inside_a_moe.ipynb"]
+    assert [path.name for path in NOTEBOOKS] == [
+        "01_first_minute.ipynb",
+        "02_inside_a_moe.ipynb",
+        "03_cluster.ipynb",
+    ]
 
 
 @pytest.mark.filterwarnings("default")  # what Jupyter's own packages warn of is not ours
