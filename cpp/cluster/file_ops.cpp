@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -50,7 +51,17 @@ int FileOps::truncate(int fd, std::uint64_t n_bytes) {
   return ::ftruncate(fd, static_cast<off_t>(n_bytes));
 }
 int FileOps::sync(int fd) { return ::fsync(fd); }
+void FileOps::flush(int fd, std::uint64_t offset, std::uint64_t n_bytes, bool wait) {
+  constexpr unsigned kWait = SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WAIT_AFTER;
+  static_cast<void>(::sync_file_range(fd, static_cast<off_t>(offset), static_cast<off_t>(n_bytes),
+                                      SYNC_FILE_RANGE_WRITE | (wait ? kWait : 0U)));
+}
 int FileOps::rename(const char* from, const char* to) { return ::rename(from, to); }
+
+std::uint64_t FileOps::free_bytes(const char* folder) {
+  struct statvfs info {};
+  return ::statvfs(folder, &info) == 0 ? std::uint64_t{info.f_bavail} * info.f_frsize : 0;
+}
 
 Fd open_file(FileOps& ops, const std::string& path, int flags) {
   Fd fd(ops.open(path.c_str(), flags | O_CLOEXEC, 0600));

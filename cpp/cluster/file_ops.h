@@ -45,7 +45,10 @@ class FileOps {
   virtual int allocate(int fd, std::uint64_t n_bytes);  // grows the file, with its blocks
   virtual int truncate(int fd, std::uint64_t n_bytes);
   virtual int sync(int fd);
+  // Begins to write a range of the file out, or waits until it is: advice only.
+  virtual void flush(int fd, std::uint64_t offset, std::uint64_t n_bytes, bool wait);
   virtual int rename(const char* from, const char* to);
+  virtual std::uint64_t free_bytes(const char* folder);  // 0 when it cannot be told
 };
 
 // `path` stands in messages.

@@ -3,16 +3,20 @@
 
 #include <fcntl.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <cstring>
 #include <filesystem>
 #include <thread>
+#include <tuple>
 
 #include "base/digest.h"
 #include "cluster/hash_units.h"
+#include "cluster/slice_source.h"
 #include "cluster/slice_target.h"
 
 namespace moesaic::cluster {
@@ -68,7 +72,10 @@ SliceCache::Lock SliceCache::lock(const std::string& path, const CancelFlag* can
   bool said = false;
   for (;;) {
     if (cancel != nullptr) cancel->check();
-    if (Fd fd = try_lock(ops_, lock_path(path))) return Lock(std::move(fd));
+    if (Fd fd = try_lock(ops_, lock_path(path))) {
+      futimens(fd.get(), nullptr);  // when the slice was last used: make_room
+      return Lock(std::move(fd));
+    }
     if (!said) log_("cache", "waiting for another process that fetches the same slice");
     said = true;
     std::this_thread::sleep_for(kLockPoll);
@@ -80,7 +87,7 @@ std::optional<SliceCache::Found> SliceCache::open(const Query& query, std::uint6
   if (::access(path.c_str(), F_OK) != 0) return std::nullopt;
   std::uint64_t n_read = 0;
   try {
-    const Fd fd = open_file(ops_, path, O_RDONLY);
+    Fd fd = open_file(ops_, path, O_RDONLY);
     const FileStates states{file_state(fd.get(), path)};
     const SliceInfo info =
         read_slice_info(ops_, fd.get(), path, query.identity, query.tensors, query.name);
@@ -116,7 +123,7 @@ std::optional<SliceCache::Found> SliceCache::open(const Query& query, std::uint6
       }
       book_.add(states, found.digests);
     }
-    found.file = make_slice_file(layout, map_slice(fd.get(), layout, path));
+    found.file = make_slice_file(layout, map_slice(std::move(fd), layout, path));
     found.bytes_read = n_read;
     return found;
   } catch (const FormatError& error) {
@@ -155,13 +162,80 @@ void SliceCache::remember(const std::string& path, const UnitDigests& digests) {
   }
 }
 
-bool SliceCache::drop_bad() const {
-  bool dropped = false;
+void SliceCache::drop_bad() const {
   std::error_code error;
   for (const fs::directory_entry& entry : fs::directory_iterator(folder_, error)) {
-    if (entry.path().extension() == ".bad") dropped = fs::remove(entry.path(), error) || dropped;
+    if (entry.path().extension() == ".bad") fs::remove(entry.path(), error);
   }
-  return dropped;
+}
+
+std::shared_ptr<BlobSource> SliceCache::source(const wire::Digest& identity,
+                                               const std::string& name,
+                                               const std::string& path) const {
+  auto source = std::make_shared<SliceSource>(ops_, identity, name);
+  std::error_code error;
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder_, error)) {
+    if (entry.path().extension() == ".slice" && entry.path() != path) {
+      source->add(entry.path().string());
+    }
+  }
+  return source->empty() ? nullptr : source;
+}
+
+// Nothing: it is no file that could go, or somebody uses it.
+std::optional<SliceCache::Evictable> SliceCache::evictable(const std::string& file) const {
+  Evictable found;
+  found.file = file;
+  found.is_slice = file.ends_with(".slice");
+  const bool is_part = file.ends_with(".part");
+  if (!found.is_slice && !is_part && !file.ends_with(".bad")) return std::nullopt;
+  std::error_code error;
+  found.n_bytes = fs::file_size(file, error);
+  if (file.ends_with(".bad")) return found;
+  const std::string lock = lock_path(is_part ? file.substr(0, file.size() - 5) : file);
+  try {
+    found.locks.push_back(try_lock(ops_, lock));
+    if (!found.locks[0]) return std::nullopt;
+    found.used = fs::last_write_time(lock, error);
+    if (found.is_slice) {  // mapped by whoever has it open: no room would be won
+      found.locks.push_back(open_file(ops_, file, O_RDONLY));
+      if (flock(found.locks[1].get(), LOCK_EX | LOCK_NB) != 0) return std::nullopt;
+    }
+  } catch (const IoError&) {
+    return std::nullopt;
+  }
+  return found;
+}
+
+bool SliceCache::make_room(const std::string& path, std::uint64_t n_bytes) const {
+  std::error_code error;
+  const auto n_free = [&] { return ops_.free_bytes(folder_.c_str()); };
+  std::vector<Evictable> all;
+  std::uint64_t sum = n_free();
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder_, error)) {
+    const std::string file = entry.path().string();
+    const bool is_its_own = file.starts_with(path) && !file.ends_with(".bad");
+    if (is_its_own) continue;
+    if (std::optional<Evictable> found = evictable(file)) {
+      sum += found->n_bytes;
+      all.push_back(*std::move(found));
+    }
+  }
+  if (sum < n_bytes) return false;
+  std::sort(all.begin(), all.end(), [](const Evictable& a, const Evictable& b) {
+    return std::tie(a.is_slice, a.used) < std::tie(b.is_slice, b.used);
+  });
+  for (Evictable& one : all) {
+    if (n_free() >= n_bytes) break;
+    log_("cache",
+         strcat("the disk is full: ", one.file, ", ", one.n_bytes >> 20, " MiB, is thrown out"));
+    one.locks.clear();
+    fs::remove(one.file, error);
+    if (one.file.ends_with(".part")) {
+      fs::remove(fs::path(one.file).replace_extension(".journal"), error);
+    }
+  }
+  return n_free() >= n_bytes;
 }
 
 void SliceCache::set_aside(const std::string& path, const std::string& why) const {

@@ -9,6 +9,7 @@
 //   *.digests              digest_book.h
 #pragma once
 
+#include <filesystem>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -18,6 +19,7 @@
 #include "base/cancel.h"
 #include "cluster/digest_book.h"
 #include "cluster/slice_file.h"
+#include "cluster/weight_store.h"
 
 namespace moesaic::cluster {
 
@@ -61,11 +63,26 @@ class SliceCache {
                                             const std::string& name) const;
   // A slice that has just been written and proven: the next open reads nothing.
   void remember(const std::string& path, const UnitDigests& digests);
-  // Gives room back: the file set aside, if any. True when there was one.
-  bool drop_bad() const;
+  // What the other slices of the model have of it, for slices that share tensors with them; null:
+  // nothing is here. `path`: the slice that is not to be looked at.
+  std::shared_ptr<BlobSource> source(const wire::Digest& identity, const std::string& name,
+                                     const std::string& path) const;
+  // Throws out what nobody uses until n_bytes are free on the disk: what was set aside or half
+  // fetched, then the slices that were used longest ago; `path` and its temporaries stay. Nothing
+  // is thrown out when even all of it would not do. True: there is room.
+  bool make_room(const std::string& path, std::uint64_t n_bytes) const;
 
  private:
+  struct Evictable {
+    std::string file;
+    bool is_slice = false;  // else set aside or half fetched: goes first
+    std::filesystem::file_time_type used;
+    std::uint64_t n_bytes = 0;
+    std::vector<Fd> locks;  // nobody else has it
+  };
+  std::optional<Evictable> evictable(const std::string& file) const;
   void clean() const;
+  void drop_bad() const;
   void set_aside(const std::string& path, const std::string& why) const;
 
   std::string folder_;

@@ -1,6 +1,7 @@
 // See slice_file.h.
 #include "cluster/slice_file.h"
 
+#include <sys/file.h>
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -21,6 +22,8 @@ constexpr char kEndMagic[8] = {'M', 'O', 'E', 'S', 'L', 'E', 'N', 'D'};
 constexpr std::uint32_t kVersion = 1;
 constexpr std::size_t kPreambleBytes = 112;
 constexpr std::size_t kIdentityAt = 16;
+constexpr std::size_t kTensorsAt = 88;
+constexpr std::size_t kTableEntryBytes = 24;
 constexpr std::size_t kHeadersAt = 80;  // where the number of their bytes stands
 constexpr std::uint64_t kMaxHeadersBytes = std::uint64_t{1} << 30;
 constexpr std::uint64_t kSmallAlignment = 64;
@@ -165,9 +168,8 @@ SliceLayout make_layout(std::shared_ptr<const gguf::File> directory,
   layout.descriptor = slice_descriptor(tensors);
   layout.directory = std::move(directory);
   const std::vector<std::uint32_t> indices = tensor_indices(*layout.directory, tensors);
-  constexpr std::uint64_t kTableEntry = 24;
   const std::uint64_t head_bytes =
-      kPreambleBytes + headers_bytes(*layout.directory) + kTableEntry * indices.size();
+      kPreambleBytes + headers_bytes(*layout.directory) + kTableEntryBytes * indices.size();
   layout.units = units_of(*layout.directory, indices);
   place_tensors(layout, indices, head_bytes);
   const std::uint64_t trailer_bytes = trailer_bytes_of(layout.units.size());
@@ -227,16 +229,40 @@ SliceInfo read_slice_info(FileOps& ops, int fd, const std::string& path,
   return info;
 }
 
-SliceBytes map_slice(int fd, const SliceLayout& layout, const std::string& path) {
+std::optional<SliceInfo> read_any_slice_info(FileOps& ops, int fd, const std::string& path,
+                                             const wire::Digest& identity,
+                                             const std::string& name) {
+  const auto directory = read_slice_headers(ops, fd, path, identity, name);
+  if (!directory) return std::nullopt;
+  const auto preamble = read_vector(ops, fd, 0, kPreambleBytes, path);
+  std::uint64_t n_tensors = 0;
+  std::memcpy(&n_tensors, preamble.data() + kTensorsAt, sizeof n_tensors);
+  if (n_tensors > directory->tensors().size()) not_the_slice(path, "more tensors than there are");
+  const auto table = read_vector(ops, fd, kPreambleBytes + headers_bytes(*directory),
+                                 n_tensors * kTableEntryBytes, path);
+  std::vector<std::string> names;
+  for (std::size_t i = 0; i < n_tensors; ++i) {
+    std::uint32_t index = 0;
+    std::memcpy(&index, table.data() + i * kTableEntryBytes, sizeof index);
+    if (index >= directory->tensors().size()) not_the_slice(path, "a tensor that is not there");
+    names.push_back(directory->tensors()[index].name);
+  }
+  return read_slice_info(ops, fd, path, identity, names, name);
+}
+
+SliceBytes map_slice(Fd fd, const SliceLayout& layout, const std::string& path) {
   const std::size_t n_bytes = layout.file_bytes;
-  void* data = mmap(nullptr, n_bytes, PROT_READ, MAP_SHARED, fd, 0);
+  void* data = mmap(nullptr, n_bytes, PROT_READ, MAP_SHARED, fd.get(), 0);
   if (data == MAP_FAILED) {
     const int error = errno;
     throw FileError(strcat("[weights] ", path, ": cannot map: ", std::strerror(error)), error);
   }
+  // Where locks are not to be had, nothing is thrown out of the cache either (slice_cache.cpp).
+  static_cast<void>(flock(fd.get(), LOCK_SH | LOCK_NB));
   SliceBytes bytes;
+  const auto kept = std::make_shared<Fd>(std::move(fd));
   bytes.owner = std::shared_ptr<const void>(
-      data, [n_bytes](const void* p) { munmap(const_cast<void*>(p), n_bytes); });
+      data, [n_bytes, kept](const void* p) { munmap(const_cast<void*>(p), n_bytes); });
   bytes.bytes = {static_cast<const std::uint8_t*>(data), n_bytes};
   return bytes;
 }

@@ -12,6 +12,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -68,6 +69,9 @@ SliceInfo read_slice_info(FileOps& ops, int fd, const std::string& path,
                           const wire::Digest& identity, const std::vector<std::string>& tensors,
                           const std::string& name);
 
+// The same for whatever slice of the model it is. Null: of another identity.
+std::optional<SliceInfo> read_any_slice_info(FileOps& ops, int fd, const std::string& path,
+                                             const wire::Digest& identity, const std::string& name);
 // The headers that a slice's file carries, as a directory; null when they do not give the identity.
 // Reads nothing else. Throws FormatError, FileError.
 std::shared_ptr<const gguf::File> read_slice_headers(FileOps& ops, int fd, const std::string& path,
@@ -79,7 +83,8 @@ struct SliceBytes {
   std::shared_ptr<const void> owner;
   std::span<const std::uint8_t> bytes;
 };
-SliceBytes map_slice(int fd, const SliceLayout& layout, const std::string& path);
+// The descriptor stays open, with a shared lock that says that the file is in use.
+SliceBytes map_slice(Fd fd, const SliceLayout& layout, const std::string& path);
 SliceBytes slice_memory(const SliceLayout& layout, std::uint8_t** data);  // anonymous, zero
 
 // The slice as a file: bytes() of tensors outside it throw ArgumentError.

@@ -57,7 +57,7 @@ class Puller {
   }
 
   void run() {
-    cut(target_.missing());
+    cut(job_.units);
     if (runs_.empty()) return;
     if (sources_.empty()) nobody_has(layout_.directory->paths()[0], job_.manifests->failures);
     std::vector<std::thread> threads;

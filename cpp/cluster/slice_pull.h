@@ -38,12 +38,13 @@ std::shared_ptr<const gguf::File> pull_headers(const Manifests& manifests,
 struct PullJob {
   const SliceLayout* layout = nullptr;
   SliceTarget* target = nullptr;
+  std::vector<std::size_t> units;  // of the layout, to be fetched
   const Manifests* manifests = nullptr;
   const CancelFlag* cancel = nullptr;
   std::atomic<std::uint64_t>* n_bytes = nullptr;  // fetched, added to
   std::function<void()> progress;                 // on the calling thread, some times a second
 };
-// Until nothing is missing. Throws IoError when nobody has a tensor, FormatError when a unit does
+// Until all units are there. Throws IoError when nobody has a tensor, FormatError when a unit does
 // not give its digest twice, what a source threw when all are lost, CancelledError.
 void pull_units(const PullJob& job);
 

@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstring>
 #include <mutex>
 
@@ -19,6 +20,7 @@ namespace {
 constexpr char kMagic[8] = {'M', 'O', 'E', 'J', 'R', 'N', 'L', '1'};
 constexpr std::size_t kRecordBytes = 40;
 constexpr std::size_t kPieceBytes = std::size_t{1} << 20;
+constexpr std::uint64_t kFlushBytes = std::uint64_t{16} << 20;
 
 std::vector<std::uint8_t> journal_head(const SliceLayout& layout) {
   Sha256 sha;
@@ -33,11 +35,12 @@ std::vector<std::uint8_t> journal_head(const SliceLayout& layout) {
 }  // namespace
 
 SliceTarget::SliceTarget(const SliceLayout& layout, const std::string& path, FileOps& ops,
-                         Warn warn)
+                         Warn warn, MakeRoom make_room)
     : layout_(layout),
       path_(path),
       ops_(ops),
       warn_(std::move(warn)),
+      make_room_(std::move(make_room)),
       done_(layout.units.size()),
       digests_(layout.units.size()) {
   if (path_.empty()) {
@@ -112,11 +115,21 @@ std::uint64_t SliceTarget::resume(const CancelFlag* cancel,
   } catch (const FileError&) {  // what cannot be read is fetched
   }
   try {
-    start_file();
+    start_file_with_room();
   } catch (const FileError& error) {
     move_to_memory(error);
   }
   return n_read;
+}
+
+void SliceTarget::start_file_with_room() {
+  try {
+    start_file();
+  } catch (const FileError& error) {
+    const bool is_full = error.error == ENOSPC || error.error == EDQUOT;
+    if (!is_full || !make_room_ || !make_room_(layout_.file_bytes)) throw;
+    start_file();
+  }
 }
 
 // Head and journal as they must be, the file at its full length.
@@ -161,6 +174,7 @@ void SliceTarget::write(std::uint64_t offset, std::span<const std::uint8_t> byte
         std::memcpy(data_ + offset, bytes.data(), bytes.size());
       } else {
         write_at(ops_, part_.get(), bytes, offset, part_path(path_));
+        ops_.flush(part_.get(), offset, bytes.size(), false);  // while more is on its way
       }
       return;
     } catch (const FileError& error) {
@@ -184,10 +198,10 @@ bool SliceTarget::finish_unit(std::size_t unit, const wire::Digest& digest,
   }
 }
 
-std::shared_ptr<const gguf::File> SliceTarget::finish() {
+std::shared_ptr<const gguf::File> SliceTarget::finish(const CancelFlag* cancel) {
   if (data_ == nullptr) {
     try {
-      return finish_file();
+      return finish_file(cancel);
     } catch (const FileError& error) {
       move_to_memory(error);
     }
@@ -196,11 +210,15 @@ std::shared_ptr<const gguf::File> SliceTarget::finish() {
   return make_slice_file(layout_, memory_);
 }
 
-std::shared_ptr<const gguf::File> SliceTarget::finish_file() {
+std::shared_ptr<const gguf::File> SliceTarget::finish_file(const CancelFlag* cancel) {
   const std::string part = part_path(path_);
+  for (std::uint64_t at = 0; at < layout_.file_bytes; at += kFlushBytes) {
+    if (cancel != nullptr) cancel->check();  // an fsync of it all could not be interrupted
+    ops_.flush(part_.get(), at, kFlushBytes, true);
+  }
   write_at(ops_, part_.get(), make_trailer(layout_, digests_), layout_.trailer_offset, part);
   sync_file(ops_, part_.get(), part);
-  SliceBytes bytes = map_slice(part_.get(), layout_, part);
+  SliceBytes bytes = map_slice(open_file(ops_, part, O_RDONLY), layout_, part);
   rename_file(ops_, part, path_);
   ::unlink(journal_path(path_).c_str());
   kept_ = true;

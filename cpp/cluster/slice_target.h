@@ -18,8 +18,11 @@ namespace moesaic::cluster {
 class SliceTarget {
  public:
   using Warn = std::function<void(const std::string& text)>;
+  // Asked when the disk is full: true when there is room for n_bytes now.
+  using MakeRoom = std::function<bool(std::uint64_t n_bytes)>;
   // path: of the finished file; empty: memory at once. The caller holds the slice's lock.
-  SliceTarget(const SliceLayout& layout, const std::string& path, FileOps& ops, Warn warn);
+  SliceTarget(const SliceLayout& layout, const std::string& path, FileOps& ops, Warn warn,
+              MakeRoom make_room);
 
   // Takes up what another process has left. Each finished unit is read and proven again; returns
   // the bytes read for that.
@@ -38,8 +41,8 @@ class SliceTarget {
   bool finish_unit(std::size_t unit, const wire::Digest& digest, std::uint64_t moves_before);
 
   // When nothing is missing: the file, under its final name, or the memory. Null: a failing disk
-  // has cost some units, which are missing again.
-  std::shared_ptr<const gguf::File> finish();
+  // has cost some units, which are missing again. Throws CancelledError.
+  std::shared_ptr<const gguf::File> finish(const CancelFlag* cancel);
   bool is_kept() const { return kept_; }  // finished as a file of the cache
   std::vector<wire::Digest> digests() const { return digests_; }
 
@@ -50,9 +53,10 @@ class SliceTarget {
 
  private:
   void start_file();
+  void start_file_with_room();
   void append_to_journal(std::size_t unit, const wire::Digest& digest);
   std::vector<std::pair<std::size_t, wire::Digest>> read_journal() const;
-  std::shared_ptr<const gguf::File> finish_file();
+  std::shared_ptr<const gguf::File> finish_file(const CancelFlag* cancel);
   void move_to_memory(const FileError& error);
   bool copy_unit(std::size_t unit);
 
@@ -60,6 +64,7 @@ class SliceTarget {
   std::string path_;
   FileOps& ops_;
   Warn warn_;
+  MakeRoom make_room_;
   // Shared: writing into file or memory. Exclusive: moving from the one to the other.
   std::shared_mutex mutex_;
   Fd part_;

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <future>
 #include <mutex>
+#include <set>
 
 #include "base/digest.h"
 #include "base/errors.h"
@@ -335,6 +336,9 @@ class Store final : public WeightStore {
         return headers_;
       }
     }
+    if (cache_ && request.identity != wire::Digest{}) {
+      if (auto file = cache_->headers(request.identity, request.name)) return file;
+    }
     auto file = pull_headers(manifests, request.identity, request.name, request.cancel, &n_fetched);
     const std::lock_guard lock(mutex_);
     headers_identity_ = header_identity(*file);
@@ -379,40 +383,76 @@ class Store final : public WeightStore {
 
   // path: of the cache's file; empty: not kept. The slice's lock is held.
   void pull(const OpenSlice& request, const std::string& path, OpenedSlice& opened) {
-    const Manifests manifests =
-        ask_manifests(request.sources, request.identity, request.name, request.cancel);
     std::atomic<std::uint64_t> n_fetched{0};
-    const SliceLayout layout =
-        make_layout(headers_from(manifests, request, n_fetched), request.tensors);
-    SliceTarget target(layout, path, ops_, [this](const std::string& text) { log("cache", text); });
-    const auto report = [&](std::uint64_t done) {
-      if (request.progress) {
+    std::uint64_t resumed = 0;
+    try {
+      const Manifests manifests =
+          ask_manifests(request.sources, request.identity, request.name, request.cancel);
+      const SliceLayout layout =
+          make_layout(headers_from(manifests, request, n_fetched), request.tensors);
+      const std::uint64_t n_headers = n_fetched;
+      SliceTarget target(
+          layout, path, ops_, [this](const std::string& text) { log("cache", text); },
+          [&](std::uint64_t n_bytes) { return cache_->make_room(path, n_bytes); });
+      const auto report = [&](std::uint64_t done) {
+        if (!request.progress) return;
         request.progress(std::min(done, layout.weights_bytes), layout.weights_bytes, "pull");
-      }
-    };
-    const std::uint64_t resumed = target.resume(request.cancel, report);
-    std::shared_ptr<const gguf::File> file;
-    while (!file) {
-      PullJob job{&layout, &target, &manifests, request.cancel, &n_fetched, {}};
-      job.progress = [&] { report(resumed + n_fetched); };
-      try {
+      };
+      resumed = target.resume(request.cancel, report);
+      PullJob job{&layout, &target, {}, &manifests, request.cancel, &n_fetched, {}};
+      job.progress = [&] { report(resumed + n_fetched - n_headers); };
+      copy_from_other_slices(request, path, job);
+      while (!opened.file) {
+        job.units = target.missing();
         pull_units(job);
-      } catch (...) {
-        bytes_read_ += resumed + n_fetched;
-        throw;
+        opened.file = target.finish(request.cancel);
       }
-      file = target.finish();
+      report(layout.weights_bytes);
+      publish(request, path, layout, target, opened);
+    } catch (...) {
+      bytes_read_ += resumed + n_fetched;
+      throw;
     }
-    report(layout.weights_bytes);
     bytes_read_ += resumed + n_fetched;
     opened.bytes_read += resumed + n_fetched;
-    opened.file = file;
+  }
+
+  // What the cache has of the slice under other names, after an earlier plan.
+  void copy_from_other_slices(const OpenSlice& request, const std::string& path,
+                              const PullJob& pull) {
+    if (path.empty()) return;
+    const auto own = cache_->source(request.identity, request.name, path);
+    if (!own) return;
+    const Manifests manifests =
+        ask_manifests({own}, request.identity, request.name, request.cancel);
+    std::set<UnitKey> has;
+    for (const SourceManifest& found : manifests.found) {
+      for (const wire::UnitDigest& unit : found.manifest.units) {
+        has.insert({unit.tensor, unit.expert});
+      }
+    }
+    PullJob job = pull;
+    job.manifests = &manifests;
+    for (const std::size_t unit : pull.target->missing()) {
+      if (has.contains(pull.layout->units[unit])) job.units.push_back(unit);
+    }
+    try {
+      pull_units(job);
+    } catch (const IoError& error) {  // then it comes over the net
+      log("cache", error.what());
+    } catch (const FormatError& error) {
+      log("cache", error.what());
+    }
+  }
+
+  void publish(const OpenSlice& request, const std::string& path, const SliceLayout& layout,
+               const SliceTarget& target, OpenedSlice& opened) {
     opened.source = target.is_kept() ? "pulled" : "pulled, not kept";
     UnitDigests digests;
     const std::vector<wire::Digest> made = target.digests();
     for (std::size_t i = 0; i < made.size(); ++i) digests[layout.units[i]] = made[i];
     if (target.is_kept()) cache_->remember(path, digests);
-    hold({layout.identity, request.name, file, std::move(digests), {}});
+    hold({layout.identity, request.name, opened.file, std::move(digests), {}});
   }
 
   StoreOptions options_;

@@ -65,8 +65,8 @@ TEST_F(SliceFileTest, LiesAlignedAndWhole) {
   EXPECT_EQ(layout.find(99), nullptr);
 
   const SliceInfo info = read(tensors);
-  const Fd fd = open_file(ops, path, O_RDONLY);
-  const auto file = make_slice_file(info.layout, map_slice(fd.get(), info.layout, path));
+  Fd fd = open_file(ops, path, O_RDONLY);
+  const auto file = make_slice_file(info.layout, map_slice(std::move(fd), info.layout, path));
   expect_same_weights(*file, *whole, tensors);
   EXPECT_EQ(file->find("general.architecture")->as_string(), "test");
   EXPECT_EQ(file->paths()[0], "m.gguf");

@@ -1,0 +1,64 @@
+// See slice_source.h. What it hands out is proven by whoever fetches it: its manifest knows all
+// units.
+#include "cluster/slice_source.h"
+
+#include <fcntl.h>
+
+#include <utility>
+
+#include "base/errors.h"
+
+namespace moesaic::cluster {
+
+SliceSource::SliceSource(FileOps& ops, const wire::Digest& identity, std::string name)
+    : ops_(ops), identity_(identity), name_(std::move(name)) {}
+
+void SliceSource::add(const std::string& path) {
+  try {
+    Fd fd = open_file(ops_, path, O_RDONLY);
+    std::optional<SliceInfo> info = read_any_slice_info(ops_, fd.get(), path, identity_, name_);
+    if (info) slices_.push_back({path, std::move(fd), *std::move(info)});
+  } catch (const Error&) {  // found and set aside by whoever opens it as a slice
+  }
+}
+
+std::optional<wire::Manifest> SliceSource::manifest(const wire::Digest& identity,
+                                                    const std::string& name, bool,
+                                                    const CancelFlag*) {
+  if (identity != identity_ || slices_.empty()) return std::nullopt;
+  wire::Manifest manifest;
+  manifest.identity = identity_;
+  manifest.name = name;
+  for (const auto header : slices_[0].info.layout.directory->headers()) {
+    manifest.header_bytes += header.size();
+  }
+  UnitDigests digests;  // the first slice's word counts, as fetch() takes its bytes
+  for (const Slice& slice : slices_) {
+    for (std::size_t i = 0; i < slice.info.digests.size(); ++i) {
+      digests.emplace(slice.info.layout.units[i], slice.info.digests[i]);
+    }
+  }
+  for (const auto& [unit, digest] : digests) {
+    manifest.units.push_back({unit.tensor, unit.expert, digest});
+  }
+  return manifest;
+}
+
+std::vector<std::uint8_t> SliceSource::fetch(const wire::BlobRequest& request,
+                                             const CancelFlag* cancel) {
+  if (cancel != nullptr) cancel->check();
+  for (const Slice& slice : slices_) {
+    const SlicePlace* place = slice.info.layout.find(request.tensor);
+    if (place == nullptr) continue;
+    if (request.offset > place->n_bytes || request.n_bytes > place->n_bytes - request.offset) {
+      fail<ArgumentError>("[weights] ", slice.path, ": bytes ", request.offset, " + ",
+                          request.n_bytes, " of a tensor of ", place->n_bytes);
+    }
+    std::vector<std::uint8_t> bytes(request.n_bytes);
+    read_at(ops_, slice.fd.get(), bytes, place->offset + request.offset, slice.path);
+    return bytes;
+  }
+  fail<IoError>("[weights] no slice of the cache has this tensor");
+}
+
+}  // namespace moesaic::cluster
