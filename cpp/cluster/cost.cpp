@@ -131,11 +131,13 @@ ModelCost model_cost(const model::ModelFile& model, const model::LoadOptions& op
   cost.head.dense_ops_per_row = ops_of(model.output);
   cost.head.dense_unpack_ops = unpack_ops_of(model.output);
   cost.head.row_bytes = row_bytes_of(model.output);
+  const auto kv_row_bytes = static_cast<double>(
+      backend::make_backend("cpu", {.n_threads = 1})
+          ->kv_row_bytes(model::kv_spec(c, model::Slice::whole(c), options, 1)));
   for (std::size_t l = 0; l < model.layers.size(); ++l) {
     LayerCost layer = layer_cost(model.layers[l], c, options);
     layer.attention = attention_cost(c, c.layers[l], options.deterministic);
-    layer.kv_bytes_per_token = static_cast<double>(c.kv_k_width() + c.kv_v_width()) *
-                               (options.kv_type == backend::KvType::kF32 ? 4 : 2);
+    layer.kv_bytes_per_token = kv_row_bytes;
     cost.layers.push_back(layer);
   }
   cost.scratch_bytes = scratch_of(model, options);

@@ -31,42 +31,41 @@ constexpr double kWorthwhile = 0.99;
 
 using Ends = std::vector<std::int64_t>;  // (n_nodes) of each node's layers
 
+struct Choice {
+  double seconds = kInfinity;
+  Ends ends;
+  std::int64_t rows = 0;
+
+  void consider(double its_seconds, const Ends& its_ends, std::int64_t its_rows) {
+    if (its_seconds < seconds * kWorthwhile) *this = {its_seconds, its_ends, its_rows};
+  }
+};
+
 class Planner {
  public:
   Planner(const ModelCost& model, const std::vector<NodeFacts>& nodes, const PlanOptions& options)
       : model_(model), nodes_(nodes), options_(options), memory_(model, nodes, options) {}
 
   Plan best() const {
-    Ends chosen;
-    std::int64_t chosen_rows = 0;
-    double least = kInfinity;
+    Choice chosen;
     for (const std::int64_t rows : micro_batches()) {
-      for (const Ends& ends : candidates(rows)) {
-        const double seconds = request_seconds(ends, rows);
-        if (seconds >= least * kWorthwhile) continue;
-        least = seconds;
-        chosen = ends;
-        chosen_rows = rows;
-      }
+      Choice of_size;  // the most even cut first
+      for (const Ends& ends : candidates(rows))
+        of_size.consider(request_seconds(ends, rows), ends, rows);
+      if (!of_size.ends.empty()) chosen.consider(of_size.seconds, of_size.ends, rows);
     }
-    if (chosen.empty()) memory_.refuse(kMicroBatches[0]);
-    return describe(chosen, chosen_rows);
+    if (chosen.ends.empty()) memory_.refuse(kMicroBatches[0]);
+    return describe(chosen.ends, chosen.rows);
   }
 
   // With the size of micro-batch that suits the cut.
   Plan evaluated(const Ends& ends) const {
-    std::int64_t best_rows = 0;
-    double least = kInfinity;
+    Choice chosen;
     for (const std::int64_t rows : micro_batches()) {
-      if (!all_fit(ends, rows)) continue;
-      const double seconds = request_seconds(ends, rows);
-      if (seconds < least * kWorthwhile) {
-        least = seconds;
-        best_rows = rows;
-      }
+      if (all_fit(ends, rows)) chosen.consider(request_seconds(ends, rows), ends, rows);
     }
-    if (best_rows == 0) memory_.refuse_cut(ends, kMicroBatches[0]);
-    return describe(ends, best_rows);
+    if (chosen.ends.empty()) memory_.refuse_cut(ends, kMicroBatches[0]);
+    return describe(ends, chosen.rows);
   }
 
   Prediction predict(const Ends& ends, std::int64_t rows, std::int64_t prompt) const {

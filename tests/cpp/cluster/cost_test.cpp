@@ -62,10 +62,11 @@ TEST(Cost, PlansTakeWhatTheLoaderTakes) {
     SCOPED_TRACE(path);
     const model::ModelFile model = model::understand(gguf::File::open(path));
     const std::int64_t n_layers = model.config.n_layers;
-    for (const bool deterministic : {false, true}) {
+    using enum backend::KvType;
+    for (const backend::KvType kv_type : {kF32, kF16, kQ8_0}) {
       model::LoadOptions load;
-      load.deterministic = deterministic;
-      load.kv_type = deterministic ? backend::KvType::kF32 : backend::KvType::kF16;
+      load.deterministic = kv_type == kF32;
+      load.kv_type = kv_type;
       const ModelCost cost = model_cost(model, load);
       for (std::int64_t cut = 0; cut <= n_layers; ++cut) {
         const auto nodes = nodes_of({1, 3});
