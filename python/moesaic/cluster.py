@@ -111,6 +111,11 @@ class Cluster:
         memory : int or None
             Bytes that each may use for models. None: an equal share of what is free.
 
+        Returns
+        -------
+        Cluster
+            Linked to the workers, which are ready.
+
         Raises
         ------
         NetError
@@ -233,6 +238,16 @@ class Cluster:
         ------
         OutOfMemoryError
             The model does not fit; the message says which worker lacks how much, and what helps.
+        NetError, DeadlineError
+            A worker does not answer; the message names it.
+
+        Examples
+        --------
+        >>> import moesaic
+        >>> with moesaic.Cluster.local(2) as c:
+        ...     plan = c.plan(moesaic.Model.demo().path, n_ctx=256)
+        >>> sum(len(node.layers) for node in plan.nodes)
+        5
         """
         where = "Cluster.plan"
         self._check(where)
@@ -307,6 +322,14 @@ class Cluster:
             A worker was lost meanwhile, or does not answer; the message names it.
         FormatError, IoError, ArgumentError
             As for :class:`Model`; a copy of the file that is another model.
+
+        Examples
+        --------
+        >>> import moesaic
+        >>> m = moesaic.Cluster.local(2).load(moesaic.Model.demo().path, n_ctx=256)
+        >>> m.generate("In the beginning", max_tokens=8, temperature=0).finish_reason
+        'length'
+        >>> m.close()
         """
         where = "Cluster.load"
         self._check(where)
@@ -439,7 +462,7 @@ class Cluster:
 
     def _ask(self, where: str, *, measure: bool) -> tuple[Node, ...]:
         self._check(where)
-        return tuple(Node.from_core(info) for info in self._core.nodes(measure))
+        return tuple(Node._from_core(info) for info in self._core.nodes(measure))
 
     def _check(self, where: str) -> None:
         if self._closed:

@@ -81,7 +81,7 @@ class Node:
     """Weights it has read from disk or from others, ever."""
 
     @classmethod
-    def from_core(cls, info: _core.NodeInfo) -> Node:
+    def _from_core(cls, info: _core.NodeInfo) -> Node:
         """Make one of what the core knows; zeros that mean "unknown" become None."""
         measured = info.read_bytes_per_s > 0 and info.matmul_ops_per_s > 0
         return cls(

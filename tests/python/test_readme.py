@@ -30,9 +30,9 @@ COMMANDS = [
 
 
 def test_python(capsys):
-    (block,) = blocks("python")
     names: dict[str, object] = {}
-    exec(compile(block, "README.md", "exec"), names)
+    for block in blocks("python"):  # each goes on where the one before has ended
+        exec(compile(block, "README.md", "exec"), names)
     assert capsys.readouterr().out.strip()
     for value in names.values():
         if isinstance(value, moesaic.Model | moesaic.Session):
