@@ -3,14 +3,13 @@
 #include "cluster/weight_store.h"
 
 #include <algorithm>
-#include <future>
 #include <mutex>
 #include <set>
 
 #include "base/digest.h"
 #include "base/errors.h"
 #include "cluster/digest_book.h"
-#include "cluster/hash_units.h"
+#include "cluster/local_copies.h"
 #include "cluster/local_files.h"
 #include "cluster/slice_cache.h"
 #include "cluster/slice_pull.h"
@@ -21,14 +20,6 @@ namespace {
 
 constexpr std::uint64_t kMaxBlobBytes = std::uint64_t{4} << 20;
 constexpr std::size_t kMaxServed = 4;  // files kept open only because somebody asked for them
-
-// A user's own file, opened.
-struct LocalFile {
-  std::shared_ptr<const gguf::File> file;
-  std::vector<std::string> paths;
-  FileStates states;
-  wire::Digest identity{};
-};
 
 // What others can be served from.
 struct Held {
@@ -57,7 +48,10 @@ class Store final : public WeightStore {
   Store(const StoreOptions& options, FileOps& ops)
       : options_(options),
         ops_(ops),
-        book_(options.cache_dir, ops, [this](auto& event, auto& text) { log(event, text); }) {
+        book_(options.cache_dir, ops, [this](auto& event, auto& text) { log(event, text); }),
+        local_(
+            options.models_dir, ops, book_, [this](auto& event, auto& text) { log(event, text); },
+            bytes_read_) {
     if (options_.cache_dir.empty()) return;
     try {
       cache_ = std::make_unique<SliceCache>(options_.cache_dir, ops_, book_,
@@ -94,7 +88,7 @@ class Store final : public WeightStore {
     if (!request.name.empty()) check_file_name(request.name);
     if (!fill_from_held(request, manifest)) {
       if (request.name.empty()) return std::nullopt;
-      std::optional<LocalFile> local = find_local(request.identity, request.name);
+      std::optional<LocalFile> local = local_.find(request.identity, request.name);
       if (!local) return std::nullopt;
       hold({local->identity, request.name, local->file, {}, local->states});
       {
@@ -199,37 +193,16 @@ class Store final : public WeightStore {
     return {begin, begin + static_cast<std::ptrdiff_t>(request.n_bytes)};
   }
 
-  // The first file of this name whose headers give the identity (zero: the first that is one).
-  std::optional<LocalFile> find_local(const wire::Digest& identity, const std::string& name) {
-    for (const std::string& path : files_named(options_.models_dir, name)) {
-      try {
-        LocalFile local;
-        local.file = gguf::File::open(path);
-        local.paths.assign(local.file->paths().begin(), local.file->paths().end());
-        local.states = file_states(local.paths);
-        local.identity = header_identity(*local.file);
-        if (identity == wire::Digest{} || identity == local.identity) return local;
-        log("local",
-            strcat(path, ": another file of this name, not used: its headers have identity ",
-                   to_hex(local.identity).substr(0, 12), ", asked for is ",
-                   to_hex(identity).substr(0, 12)));
-      } catch (const Error& error) {
-        log("local", strcat(path, ": not used: ", error.what()));
-      }
-    }
-    return std::nullopt;
-  }
-
   std::optional<OpenedSlice> open_local(const OpenSlice& request) {
     if (request.name.empty()) return std::nullopt;
-    std::optional<LocalFile> local = find_local(request.identity, request.name);
+    std::optional<LocalFile> local = local_.find(request.identity, request.name);
     if (!local) return std::nullopt;
     OpenedSlice opened;
     opened.source = "local copy";
     opened.file = local->file;
     if (!request.tensors.empty()) {
       try {
-        prove_local(request, *local, opened.bytes_read);
+        local_.prove(request, *local, &opened.bytes_read);
       } catch (const IoError& error) {
         log("local", strcat(local->paths[0], ": not used: ", error.what()));
         return std::nullopt;
@@ -237,75 +210,6 @@ class Store final : public WeightStore {
     }
     hold({local->identity, request.name, local->file, {}, local->states});
     return opened;
-  }
-
-  // Makes the digests of the slice's units that the policy asks for, compares them with those that
-  // are remembered and with what the sources know, and remembers them. Throws FormatError when a
-  // source knows others, IoError when the file cannot be read or is no longer what it was.
-  void prove_local(const OpenSlice& request, const LocalFile& local, std::uint64_t& n_read) {
-    const auto tensors = tensor_indices(*local.file, request.tensors);
-    const std::vector<UnitKey> wanted = units_of(*local.file, tensors);
-    const UnitDigests known = book_.find(local.states);
-    if (request.digests == wire::DigestPolicy::kNever) return;
-    const std::vector<UnitKey> units =
-        request.digests == wire::DigestPolicy::kAlways ? wanted : unknown_units(wanted, known);
-    if (units.empty()) return;
-    std::future<Manifests> others = std::async(std::launch::async, [&] {
-      return ask_manifests(request.sources, local.identity, request.name, request.cancel);
-    });
-    const UnitDigests made = hash_local(request, local, units, n_read);
-    for (const auto& [unit, digest] : made) {
-      const auto before = known.find(unit);
-      if (before != known.end() && before->second != digest) {
-        book_.forget(local.states);
-        fail<IoError>(unit_name(*local.file, unit),
-                      ": its bytes have changed though the file's times have not: the disk or the "
-                      "memory is failing");
-      }
-    }
-    compare(local, made, others.get());
-    book_.add(local.states, made);
-  }
-
-  UnitDigests hash_local(const OpenSlice& request, const LocalFile& local,
-                         const std::vector<UnitKey>& units, std::uint64_t& n_read) {
-    let_stamps_settle(local.states);
-    HashJob job;
-    job.paths = local.paths;
-    job.cancel = request.cancel;
-    std::uint64_t total = 0;
-    for (const UnitKey& unit : units) {
-      const gguf::TensorInfo& tensor = local.file->tensors()[unit.tensor];
-      const std::uint64_t n = unit_bytes(tensor);
-      job.pieces.push_back(
-          {static_cast<std::size_t>(tensor.file), tensor.offset + unit.expert * n, n});
-      total += n;
-    }
-    job.progress = [&](std::uint64_t done) {
-      bytes_read_ += done - n_read;
-      n_read = done;
-      if (request.progress) request.progress(done, total, "verify");
-    };
-    const std::vector<wire::Digest> digests = hash_units(job, ops_);
-    if (file_states(job.paths) != local.states) {
-      fail<IoError>("[weights] ", local.paths[0], ": changed while it was read");
-    }
-    UnitDigests made;
-    for (std::size_t i = 0; i < units.size(); ++i) made[units[i]] = digests[i];
-    return made;
-  }
-
-  static void compare(const LocalFile& local, const UnitDigests& made, const Manifests& others) {
-    for (const SourceManifest& other : others.found) {
-      for (const wire::UnitDigest& theirs : other.manifest.units) {
-        const auto ours = made.find({theirs.tensor, theirs.expert});
-        if (ours == made.end() || ours->second == theirs.sha256) continue;
-        fail<FormatError>("[weights] ", local.paths[0], ": ", unit_name(*local.file, ours->first),
-                          " differs from the same on ", other.source->name(),
-                          ": one of the two files is damaged; compare their SHA-256 sums and "
-                          "replace the bad one");
-      }
-    }
   }
 
   OpenedSlice open_headers(const OpenSlice& request) {
@@ -458,8 +362,9 @@ class Store final : public WeightStore {
   StoreOptions options_;
   FileOps& ops_;
   DigestBook book_;
-  std::unique_ptr<SliceCache> cache_;  // null: nothing is kept
   std::atomic<std::uint64_t> bytes_read_{0};
+  LocalCopies local_;
+  std::unique_ptr<SliceCache> cache_;  // null: nothing is kept
   std::mutex mutex_;
   std::vector<Held> held_;
   std::vector<std::shared_ptr<const gguf::File>> served_;
