@@ -33,6 +33,9 @@ _MOST_ELEMENTS = 1024  # of an array whose values are kept; keys with a value a 
 _MOST_CHARACTERS = 256  # of a text that is kept
 _MOST_BYTES = 64 << 20  # of a description that is read
 
+#: What values of a wrong type or size cause.
+_SENSELESS = (AttributeError, KeyError, OverflowError, TypeError, ValueError, struct.error)
+
 _SCALARS = {
     "u8": "B", "i8": "b", "u16": "H", "i16": "h", "u32": "I", "i32": "i", "f32": "f", "bool": "?",
     "u64": "Q", "i64": "q", "f64": "d",
@@ -144,14 +147,16 @@ def header_bytes(description: Mapping[str, Any], name: str) -> bytes:
             continue
         try:
             keys.append(_string(key) + _value(entry))
-        except (KeyError, TypeError, ValueError, OverflowError, struct.error) as error:
+        except _SENSELESS as error:
             raise FormatError(
                 f'[description] {name}: key "{key}": got {_shown(entry)}, need {{"type": a GGUF '
                 f'type, "value": ... or "count": n}} ({error})'
             ) from None
-    alignment = 32
-    if "general.alignment" in metadata:
-        alignment = metadata["general.alignment"]["value"]
+    alignment = metadata.get("general.alignment", {}).get("value", 32)
+    if alignment not in [2**n for n in range(25)]:
+        raise FormatError(
+            f"[description] {name}: general.alignment: got {_shown(alignment)}, need a power of two"
+        )
     directory, n_tensors = _directory(tensors, alignment, name)
     head = b"GGUF" + struct.pack("<IQQ", 3, n_tensors, len(keys))
     return head + b"".join(keys) + directory
@@ -173,7 +178,7 @@ def _directory(tensors: list[Any], alignment: int, name: str) -> tuple[bytes, in
             entry = _string(tensor["name"]) + struct.pack("<I", len(shape))
             entry += struct.pack(f"<{len(shape)}Q", *reversed(shape))
             entry += struct.pack("<IQ", ids[tensor["qtype"]], offset)
-        except (KeyError, TypeError, ValueError, struct.error) as error:
+        except _SENSELESS as error:
             raise FormatError(
                 f'[description] {name}: tensor: got {_shown(tensor)}, need {{"name", "shape", '
                 f'"qtype"}} ({error})'

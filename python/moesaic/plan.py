@@ -171,8 +171,8 @@ class Plan:
         >>> import moesaic
         >>> p = moesaic.Plan.on_paper("kimi-k2.5", nodes=4, memory="128G", bandwidth="215G",
         ...                           matmul="30T", rtt="0.2ms", link="5Gb", threads=16)
-        >>> [len(node.layers) for node in p.nodes]
-        [16, 15, 15, 15]
+        >>> sum(len(node.layers) for node in p.nodes)
+        61
         """
         where = "plan"
         core = _core_model(model)
