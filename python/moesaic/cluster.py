@@ -300,7 +300,8 @@ class Cluster:
         wait_seconds : float
             How long ``"wait"`` waits before it raises WorkerLost after all.
         progress : None, bool or callable
-            As for :class:`Model`; the stages of loading are ``"load host:port"``, one a worker.
+            As for :class:`Model`; the stages of loading are what each worker does: ``"pull
+            host:port"``, ``"verify host:port"``, ``"map host:port"``, ``"ready host:port"``.
         wire : {"f32", "f16"}
             Type of the hidden rows that workers pass on. ``"f16"`` halves the traffic and changes
             the numbers a little.
@@ -485,27 +486,32 @@ def _end(core: _core.Coordinator, launcher: LocalLauncher | None, pid: int) -> N
 
 
 class _Bars:
-    """A bar for each worker that loads, or the caller's callback."""
+    """A bar for what each worker is at while it loads, or the caller's callback."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._open = ExitStack()
-        self._reporters: dict[str, Reporter] = {}
+        self._bars: dict[str, tuple[str, ExitStack, Reporter]] = {}  # by address
         self.active = Reporter(progress, "load").active
 
     def update(self, address: str, what: str, done: int, total: int) -> None:
-        """Take the core's news of one worker; ``what`` it does does not matter to a bar."""
-        if address not in self._reporters:
-            self._reporters[address] = self._open.enter_context(
-                Reporter(self._progress, "load", of=address)
-            )
-        self._reporters[address].update(done, total)
+        """Take the core's news of one worker."""
+        if address not in self._bars or self._bars[address][0] != what:
+            self._end(address)
+            stack = ExitStack()
+            reporter = stack.enter_context(Reporter(self._progress, what, of=address))
+            self._bars[address] = (what, stack, reporter)
+        self._bars[address][2].update(done, total)
+
+    def _end(self, address: str) -> None:
+        if address in self._bars:
+            self._bars.pop(address)[1].close()
 
     def __enter__(self) -> _Bars:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._open.close()
+        for address in list(self._bars):
+            self._end(address)
 
 
 def _usable_cache() -> Path | None:

@@ -11,11 +11,12 @@ from typing import Any
 from moesaic.errors import ArgumentError
 
 #: What ``progress=`` takes: None (a bar on a terminal or in a notebook), True, False, or
-#: ``f(stage, done, total)`` with stage ``"load"`` (bytes) or ``"prefill"`` (tokens); a cluster's
-#: stages of loading are ``"load host:port"``, one for each worker.
+#: ``f(stage, done, total)`` with stage ``"load"`` (bytes) or ``"prefill"`` (tokens); on a cluster
+#: what each worker does while it loads: ``"pull host:port"``, ``"verify host:port"``, ... (bytes).
 Progress = Callable[[str, int, int], object] | bool | None
 
-_UNITS = {"load": ("B", True, 0.5), "prefill": (" tokens", False, 1.0)}
+_UNITS = {"prefill": (" tokens", False, 1.0)}
+_BYTES = ("B", True, 0.5)
 
 
 def check(progress: Progress) -> Progress:
@@ -76,7 +77,7 @@ class Reporter:
             warnings.filterwarnings("ignore", "IProgress not found")
             from tqdm.auto import tqdm
 
-        unit, scale, delay = _UNITS[self._stage]
+        unit, scale, delay = _UNITS.get(self._stage, _BYTES)
         return tqdm(
             total=total,
             desc=self._title,

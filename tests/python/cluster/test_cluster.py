@@ -14,6 +14,7 @@ import pytest
 from processes import GONE_S, alive, wait_gone
 
 import moesaic
+from moesaic.cluster import _Bars
 
 PROMPT = "It is a truth universally"
 
@@ -138,14 +139,29 @@ def test_what_does_not_fit_names_the_worker_and_what_helps(demo_path):
 # -- load ------------------------------------------------------------------------------------------
 
 
-def test_loading_reports_every_worker(pair, demo_path):
+def test_loading_reports_what_every_worker_does(pair, demo_path):
     seen: list[tuple[str, int, int]] = []
     with pair.load(demo_path, n_ctx=64, progress=lambda *news: seen.append(news)):
         pass
+    assert all(0 <= done <= total for _, done, total in seen)
     for address in pair.addresses:
-        news = [(done, total) for stage, done, total in seen if stage == f"load {address}"]
-        assert news and news[-1][0] == news[-1][1] > 0
-        assert all(0 <= done <= total for done, total in news)
+        stages = [stage.removesuffix(f" {address}") for stage, *_ in seen if address in stage]
+        assert stages[-1] == "ready" and set(stages) <= {"pull", "verify", "map", "ready"}
+
+
+def test_each_worker_has_a_bar_for_what_it_does(pair, demo_path, monkeypatch, capsys):
+    monkeypatch.setattr("moesaic.progress._BYTES", ("B", True, 0.0))  # shown at once
+    with _Bars(True) as bars:
+        assert bars.active
+        for done in (0, 50, 100):
+            bars.update("a:1", "pull", done, 100)
+            bars.update("b:2", "pull", done // 2, 100)
+        bars.update("a:1", "map", 10, 100)
+    shown = capsys.readouterr().err
+    assert all(title in shown for title in ("pull a:1: ", "pull b:2: ", "map a:1:  10%"))
+    for quiet in (False, None):  # stderr is no terminal
+        pair.load(demo_path, n_ctx=64, progress=quiet).close()
+    assert capsys.readouterr().err == ""
 
 
 def test_an_error_of_the_callback_ends_the_load(pair, demo_path, exact):
