@@ -158,7 +158,7 @@ def test_each_worker_has_a_bar_for_what_it_does(pair, demo_path, monkeypatch, ca
             bars.update("b:2", "pull", done // 2, 100)
         bars.update("a:1", "map", 10, 100)
     shown = capsys.readouterr().err
-    assert all(title in shown for title in ("pull a:1: ", "pull b:2: ", "map a:1:  10%"))
+    assert all(title in shown for title in ("pull a:1: ", "pull b:2: ", "map a:1: "))
     for quiet in (False, None):  # stderr is no terminal
         pair.load(demo_path, n_ctx=64, progress=quiet).close()
     assert capsys.readouterr().err == ""
