@@ -31,6 +31,9 @@ struct Run {
   std::size_t first = 0;  // unit of the layout
   std::size_t count = 0;
   std::uint64_t refused_by = 0;  // bit per source that does not have it
+  std::uint64_t avoids = 0;      // bit per source that sent it wrong, while others may be asked
+
+  bool may_come_from(std::size_t s) const { return ((refused_by | avoids) >> s & 1) == 0; }
 };
 
 std::string short_hex(const wire::Digest& digest) { return to_hex(digest).substr(0, 12); }
@@ -90,7 +93,7 @@ class Puller {
           (last->count + 1) * n_bytes <= kRunBytes) {
         ++last->count;
       } else {
-        runs_.push_back({unit, 1, 0});
+        runs_.push_back({.first = unit, .count = 1});
       }
     }
     left_ = runs_.size();
@@ -117,7 +120,7 @@ class Puller {
     for (;;) {
       if (left_ == 0 || stop_.is_set() || sources_[s].lost) return std::nullopt;
       for (auto run = runs_.begin(); run != runs_.end(); ++run) {
-        if ((run->refused_by >> s & 1) != 0) continue;
+        if (!run->may_come_from(s)) continue;
         const Run taken = *run;
         runs_.erase(run);
         return taken;
@@ -126,18 +129,25 @@ class Puller {
     }
   }
 
-  // A run that could not be fetched from a source, as far as it is not done.
-  void give_back(Run run, std::size_t s, const std::string& why, bool refused) {
+  // A run that could not be fetched, as far as it is not done.
+  void give_back(const Run& run, const std::string& why) {
     const std::lock_guard lock(mutex_);
-    if (refused) run.refused_by |= std::uint64_t{1} << s;
     last_failure_ = why;
-    bool anybody = false;
-    for (std::size_t other = 0; other < sources_.size(); ++other) {
-      anybody = anybody || (!sources_[other].lost && (run.refused_by >> other & 1) == 0);
-    }
     runs_.push_front(run);
     changed_.notify_all();
-    if (!anybody) fail_with(run);
+    // Also for runs that wait for a source that has been lost since.
+    for (Run& waiting : runs_) {
+      if (anybody_has(waiting)) continue;
+      waiting.avoids = 0;
+      if (!anybody_has(waiting)) fail_with(waiting);
+    }
+  }
+
+  bool anybody_has(const Run& run) const {
+    for (std::size_t s = 0; s < sources_.size(); ++s) {
+      if (!sources_[s].lost && run.may_come_from(s)) return true;
+    }
+    return false;
   }
 
   [[noreturn]] void fail_with(const Run& run) {
@@ -164,10 +174,11 @@ class Puller {
     } catch (const BadUnit& bad) {
       reject(s, run, bad);
     } catch (const IoError& error) {  // it does not have this tensor
-      give_back(run, s, strcat(sources_[s].name(), ": ", error.what()), true);
+      run.refused_by |= std::uint64_t{1} << s;
+      give_back(run, strcat(sources_[s].name(), ": ", error.what()));
     } catch (const Error& error) {  // the link, or what it said
       note_failure(s);
-      give_back(run, s, strcat(sources_[s].name(), ": ", error.what()), false);
+      give_back(run, strcat(sources_[s].name(), ": ", error.what()));
     }
   }
 
@@ -176,16 +187,16 @@ class Puller {
     std::string text;
   };
 
-  void reject(std::size_t s, const Run& run, const BadUnit& bad) {
+  // Once more, better from somebody else; then it is an error.
+  void reject(std::size_t s, Run run, const BadUnit& bad) {
     bool twice = false;
-    bool others = false;
     {
       const std::lock_guard lock(mutex_);
       twice = ++attempts_[bad.unit] > 1;
-      for (std::size_t i = 0; i < sources_.size(); ++i) others |= i != s && !sources_[i].lost;
     }
     if (twice) fail<FormatError>(bad.text);
-    give_back(run, s, bad.text, others);  // better from somebody else
+    run.avoids |= std::uint64_t{1} << s;
+    give_back(run, bad.text);
   }
 
   void note_failure(std::size_t s) {

@@ -44,7 +44,7 @@ struct OpenSlice {
   wire::DigestPolicy digests = wire::DigestPolicy::kFirst;
   std::vector<std::shared_ptr<BlobSource>> sources;  // asked in order, several chunks at a time
   std::function<void(std::uint64_t done_bytes, std::uint64_t total_bytes, const char* what)>
-      progress;  // what: "pull", "verify"
+      progress;  // what: "pull", "verify"; on the calling thread, at most some 20 times a second
   const CancelFlag* cancel = nullptr;
 };
 
@@ -65,10 +65,14 @@ class WeightStore {
  public:
   static std::unique_ptr<WeightStore> make(const StoreOptions& options);
   virtual ~WeightStore() = default;
-  // The slice, proven: a local copy, the cache, or pulled. Throws IoError when nobody has it,
-  // FormatError when what came does not match its digests (after one more try).
+  // The slice, proven: a local copy, the cache, or pulled. A local copy or a file of the cache that
+  // is damaged is not used (and logged). Throws IoError when nobody has it, FormatError when what
+  // came does not match its digests (after one more try) or a local copy differs from what a source
+  // knows, OutOfMemoryError when neither disk nor memory has room, what a source threw when all are
+  // lost, CancelledError.
   virtual OpenedSlice open(const OpenSlice& request) = 0;
-  // A file that this process has opened otherwise (the coordinator's own), to be served to others.
+  // A file that this process has opened otherwise (the coordinator's own), to be served to others
+  // for as long as somebody else holds it. Its tensors must be those of its headers.
   virtual void offer(std::shared_ptr<const gguf::File> file, const std::string& name) = 0;
   // For others: what is known of a model, by identity or (all zero) by name; null: nothing.
   virtual std::optional<wire::Manifest> manifest(const wire::ManifestRequest& request) = 0;

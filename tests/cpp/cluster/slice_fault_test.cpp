@@ -438,6 +438,42 @@ TEST_F(SliceFault, SourcesThatHaveOnlyAPartOfIt) {
   EXPECT_NE(text.find("blk.2."), std::string::npos) << text;
 }
 
+TEST_F(SliceFault, WhatOnlyALostSourceHadIsAnError) {
+  // One has all but a tensor; the other, which has it, is lost over others. Nobody may wait for it.
+  for (int round = 0; round < 20; ++round) {
+    Folder cache;
+    const auto a = source("source:1");
+    a->on_fetch = [](const wire::BlobRequest& blob) {
+      if (blob.tensor == 3) fail<IoError>("this tensor is not here");
+      if (blob.tensor != wire::kHeaderTensor) std::this_thread::sleep_for(1ms);
+    };
+    const auto b = source("source:2");
+    b->on_fetch = [&](const wire::BlobRequest& blob) {
+      if (blob.tensor == wire::kHeaderTensor) return;
+      std::this_thread::sleep_for(std::chrono::microseconds(200 * round));
+      fail<NetError>("source:2: gone");
+    };
+    Rig rig("", cache.str());
+    EXPECT_THROW(rig.store->open(request({a, b})), Error);
+  }
+}
+
+TEST_F(SliceFault, ASpoiledChunkIsAskedForAgainWhereItIs) {
+  Folder cache;
+  const auto a = knowing_source("source:1");
+  std::atomic<int> n{0};
+  a->spoil = [&](const wire::BlobRequest& blob, Bytes& bytes) {
+    if (blob.tensor == 4 && n++ == 0) bytes[0] ^= 1;
+  };
+  const auto b = source("source:2");  // has nothing but the headers
+  b->on_fetch = [](const wire::BlobRequest& blob) {
+    if (blob.tensor != wire::kHeaderTensor) fail<IoError>("this tensor is not here");
+  };
+  Rig rig("", cache.str());
+  expect_good(rig.store->open(request({a, b})));
+  EXPECT_EQ(n, 2);
+}
+
 TEST_F(SliceFault, ShortAndLongChunksAreRefused) {
   for (const int change : {-1, +1}) {
     Folder cache;
