@@ -1,6 +1,6 @@
 // The plan's model of time: how long a step takes in a layer, a stage and the whole pipeline, from
-// what layers cost and what nodes reach. Constants are measured (bench/python/plan_check.py prints
-// prediction against measurement). Not for choosing: plan.cpp.
+// what layers cost and what nodes reach. Constants are measured (bench/python/cluster_bench.py
+// prints prediction against measurement). Not for choosing: plan.cpp.
 #pragma once
 
 #include <cstdint>

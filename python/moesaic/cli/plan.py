@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,9 +24,24 @@ def plan(
             show_default=False,
         ),
     ],
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            "--cluster",
+            help="Plan for these workers, as they are: HOST:PORT,HOST:PORT or a name from "
+            "clusters.toml. Without it, on paper.",
+            show_default=False,
+        ),
+    ] = None,
+    key: o.Key = None,
     nodes: Annotated[
-        str, typer.Option("--nodes", help="How many, or their names with commas.")
-    ] = "1",
+        str | None,
+        typer.Option(
+            "--nodes",
+            help="How many, or their names with commas.  [default: 1]",
+            show_default=False,
+        ),
+    ] = None,
     memory: Annotated[
         str | None,
         typer.Option(
@@ -51,10 +66,20 @@ def plan(
             show_default=False,
         ),
     ] = None,
-    rtt: Annotated[str, typer.Option("--rtt", help="Round trip to the next node.")] = "0.2ms",
+    rtt: Annotated[
+        str | None,
+        typer.Option(
+            "--rtt", help="Round trip to the next node.  [default: 0.2ms]", show_default=False
+        ),
+    ] = None,
     link: Annotated[
-        str, typer.Option("--link", help="Rate to the next node: 5Gb are bits, 600MB bytes.")
-    ] = "1Gb",
+        str | None,
+        typer.Option(
+            "--link",
+            help="Rate to the next node: 5Gb are bits, 600MB bytes.  [default: 1Gb]",
+            show_default=False,
+        ),
+    ] = None,
     threads: o.Threads = None,
     layers: Annotated[
         str | None,
@@ -80,23 +105,40 @@ def plan(
     deterministic: o.Deterministic = False,
     as_json: o.Json = False,
 ) -> None:
-    """Plan a model over machines that need not be there; reads headers only."""
-    made = Plan.on_paper(
-        model,
-        nodes=int(nodes) if nodes.strip().isdecimal() else nodes.split(","),
-        memory=memory,
-        bandwidth=bandwidth,
-        matmul=matmul,
-        rtt=rtt,
-        link=link,
-        threads=threads,
-        layers=None if layers is None else _counts(layers),
-        n_ctx=n_ctx,
-        kv_tokens=kv_tokens,
-        strategy=strategy,
-        wire=wire,
-        deterministic=deterministic,
-    )
+    """Plan a model over a cluster, or over machines that need not be there; reads headers only."""
+    paper: dict[str, Any] = {
+        "nodes": nodes,
+        "memory": memory,
+        "bandwidth": bandwidth,
+        "matmul": matmul,
+        "rtt": rtt,
+        "link": link,
+        "threads": threads,
+        "layers": layers,
+        "deterministic": deterministic or None,
+    }
+    paper = {name: value for name, value in paper.items() if value is not None}
+    options: dict[str, Any] = {
+        "n_ctx": n_ctx, "kv_tokens": kv_tokens, "strategy": strategy, "wire": wire
+    }  # fmt: skip
+    if cluster is not None:
+        if paper:
+            names = ", ".join(f"--{name}" for name in paper)
+            raise ArgumentError(
+                f"[plan] got {names} with --cluster, whose workers say that of themselves"
+            )
+        from moesaic.cluster import Cluster
+
+        with Cluster(cluster, key=key) as c:
+            made = c.plan(model, **options)
+    else:
+        if key is not None:
+            raise ArgumentError("[plan] got --key without --cluster, which it is for")
+        if nodes is not None:
+            paper["nodes"] = int(nodes) if nodes.strip().isdecimal() else nodes.split(",")
+        if layers is not None:
+            paper["layers"] = _counts(layers)
+        made = Plan.on_paper(model, **paper, **options)
     if as_json:
         json.dump(made.to_dict(), sys.stdout, ensure_ascii=False)
         print()

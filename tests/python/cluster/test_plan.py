@@ -285,6 +285,36 @@ def test_the_command_says_what_is_wrong_in_a_line():
     assert run("nowhere.gguf", *room_options()).exit_code == 1
 
 
+def test_the_command_plans_for_workers(pair, tmp_path, demo_path):
+    key = tmp_path / "key"
+    key.write_bytes(pair.launcher.key.text())
+    key.chmod(0o600)
+    workers = ["--cluster", ",".join(pair.addresses), "--key", key]
+    result = run(demo_path, *workers, "--n-ctx", 512, "--json")
+    assert result.exit_code == 0, result.stderr
+    said = Plan.from_dict(json.loads(result.stdout))
+    assert [n.address for n in said.nodes] == list(pair.addresses)
+    assert sum(len(n.layers) for n in said.nodes) == 5
+    mixed = run(demo_path, *workers, "--nodes", 3, "--link", "5Gb")
+    assert mixed.exit_code == 2 and "--nodes, --link with --cluster" in mixed.stderr
+    lonely = run(demo_path, "--key", key)
+    assert lonely.exit_code == 2 and "--cluster" in lonely.stderr
+
+
+def test_an_edited_plan_is_what_a_cluster_loads(pair, demo_path, exact):
+    data = pair.plan(demo_path, n_ctx=256).to_dict()
+    data["nodes"][0]["layers"], data["nodes"][1]["layers"] = [0, 1], [1, 5]
+    edited = Plan.from_dict(data)
+    with pair.load(demo_path, plan=edited, deterministic=True, progress=False) as m:
+        held = {n.address: {tuple(x.layers) for x in n.models} for n in pair.nodes}
+        assert (0,) in held[pair.addresses[0]] and (1, 2, 3, 4) in held[pair.addresses[1]]
+        tokens = m.tokenize("It was")
+        assert m.forward(tokens).tobytes() == exact.forward(tokens).tobytes()
+    data["nodes"][1]["layers"] = [1, 4]
+    with pytest.raises(moesaic.ArgumentError, match="need 2, one for each node"):
+        pair.load(demo_path, plan=Plan.from_dict(data), progress=False)
+
+
 def test_the_shipped_description_is_what_its_script_writes():
     spec = importlib.util.spec_from_file_location("m", DATA / "make_kimi_description.py")
     script = importlib.util.module_from_spec(spec)
