@@ -5,6 +5,7 @@
 #include "cluster/plan.h"
 
 #include <algorithm>
+#include <iterator>
 #include <limits>
 
 #include "base/errors.h"
@@ -87,6 +88,19 @@ class Planner {
     return sizes;
   }
 
+  // Those that fit, and the whole context where it is clearly longer than these.
+  std::vector<std::int64_t> prompts() const {
+    std::vector<std::int64_t> fitting;
+    for (const std::int64_t prompt : kPrompts) {
+      if (prompt <= options_.n_ctx) fitting.push_back(prompt);
+    }
+    if (fitting.empty() || (fitting.back() != kPrompts[std::size(kPrompts) - 1] &&
+                            options_.n_ctx >= fitting.back() + fitting.back() / 4)) {
+      fitting.push_back(options_.n_ctx);
+    }
+    return fitting;
+  }
+
   bool all_fit(const Ends& ends, std::int64_t rows) const {
     std::int64_t begin = 0;
     for (std::size_t i = 0; i < nodes_.size(); begin = ends[i], ++i) {
@@ -105,9 +119,8 @@ class Planner {
     for (std::size_t i = 0; i < nodes_.size(); begin = ends[i], ++i) {
       plan.nodes.push_back(memory_.node_plan(i, begin, ends[i], rows));
     }
-    for (const std::int64_t prompt : kPrompts) {
-      if (prompt > options_.n_ctx && !plan.predictions.empty()) break;
-      plan.predictions.push_back(predict(ends, rows, std::min(prompt, options_.n_ctx)));
+    for (const std::int64_t prompt : prompts()) {
+      plan.predictions.push_back(predict(ends, rows, prompt));
     }
     return plan;
   }

@@ -62,8 +62,8 @@ struct Plan {
   std::int64_t kv_tokens = 0;
   std::int64_t micro_batch_rows = 0;
   std::vector<NodePlan> nodes;  // as the facts, used or not
-  std::vector<Prediction>
-      predictions;  // prompts of 512, 4,096 and 16,384 that fit n_ctx; at least one
+  // Prompts of 512, 4,096 and 16,384 that fit n_ctx, and of n_ctx where that is in between.
+  std::vector<Prediction> predictions;
 };
 
 // Every node gets a layer when there are enough and it has room for one. Throws OutOfMemoryError

@@ -89,7 +89,8 @@ class Plan:
     nodes : tuple of PlanNode
         In the order of the pipeline.
     predictions : tuple of Prediction
-        For prompts of 512, 4,096 and 16,384 tokens, as far as n_ctx goes.
+        For prompts of 512, 4,096 and 16,384 tokens as far as n_ctx goes, and of n_ctx where that is
+        in between.
     """
 
     model: str

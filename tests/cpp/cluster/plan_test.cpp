@@ -226,7 +226,10 @@ TEST(Plan, PredictionsAreForPromptsThatFitTheContext) {
   };
   EXPECT_EQ(prompts(100), (std::vector<std::int64_t>{100}));
   EXPECT_EQ(prompts(512), (std::vector<std::int64_t>{512}));
-  EXPECT_EQ(prompts(5000), (std::vector<std::int64_t>{512, 4096}));
+  EXPECT_EQ(prompts(600), (std::vector<std::int64_t>{512}));
+  EXPECT_EQ(prompts(2300), (std::vector<std::int64_t>{512, 2300}));
+  EXPECT_EQ(prompts(4096), (std::vector<std::int64_t>{512, 4096}));
+  EXPECT_EQ(prompts(8192), (std::vector<std::int64_t>{512, 4096, 8192}));
   EXPECT_EQ(prompts(20000), (std::vector<std::int64_t>{512, 4096, 16384}));
 }
 
