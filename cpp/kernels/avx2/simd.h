@@ -14,7 +14,8 @@ alignas(64) inline constexpr std::int32_t kLaneMask[16] = {-1, -1, -1, -1, -1, -
 struct Simd {
   static constexpr int kTileQ = 2;
   static constexpr int kTileT = 2;
-  static constexpr int kTileD = 2;
+  static constexpr int kTileValueQ = 4;
+  static constexpr int kTileD = 1;
   static constexpr int kTileRows = 2;
   static constexpr int kTileCols = 2;
 

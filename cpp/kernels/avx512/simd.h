@@ -15,7 +15,8 @@ namespace moesaic::kernels::MOESAIC_AVX512_NAMESPACE {
 struct Simd {
   static constexpr int kTileQ = 4;
   static constexpr int kTileT = 4;
-  static constexpr int kTileD = 4;
+  static constexpr int kTileValueQ = 8;
+  static constexpr int kTileD = 2;
   static constexpr int kTileRows = 4;
   static constexpr int kTileCols = 4;
 

@@ -7,6 +7,8 @@
 // that a query does not see have weight zero.
 #pragma once
 
+#include <cstring>
+
 #include "kernels/common/f32_ops.h"
 #include "kernels/table.h"
 #include "quant/q8_0.h"
@@ -14,7 +16,9 @@
 namespace moesaic::kernels {
 
 // Queries worked on together: their scores stay in the first-level cache.
-inline constexpr int kQueryBlock = 8;
+inline constexpr int kQueryBlock = 16;
+// Keys that all of them meet before the next ones: they come from the second-level cache once.
+inline constexpr int kKeyBlock = 32;
 
 struct AttentionScratch {
   const std::uint8_t* key[kAttentionChunk];
@@ -94,33 +98,37 @@ struct AttentionBlock {
     float sums[kQ * kT];
     S::reduce_add_each(acc, sums);
     for (int a = 0; a < kQ; ++a) {
-      for (int b = 0; b < kT; ++b) scratch.score[i + a][t + b] = sums[a * kT + b] * job.scale;
+      std::memcpy(scratch.score[i + a] + t, sums + a * kT, kT * sizeof(float));
     }
   }
 
   // Tiles keep their number of accumulators: fewer queries, more keys; what is left over at an end
   // is done by tiles of half the size.
   template <int kQ, int kT>
-  void score_rows(int i, int t) {
-    for (; t + kT <= high; t += kT) score_tile<kQ, kT>(i, t);
+  void score_rows(int i, int t, int end) {
+    for (; t + kT <= end; t += kT) score_tile<kQ, kT>(i, t);
     if constexpr (kT > 1) {
-      if (t < high) score_rows<kQ, kT / 2>(i, t);
+      if (t < end) score_rows<kQ, kT / 2>(i, t, end);
     }
   }
 
   template <int kQ>
-  void scores(int i) {
-    for (; i + kQ <= n_q; i += kQ) score_rows<kQ, S::kTileQ * S::kTileT / kQ>(i, low);
-    if constexpr (kQ > 1) scores<kQ / 2>(i);
+  void scores(int i, int t, int end) {
+    for (; i + kQ <= n_q; i += kQ) score_rows<kQ, S::kTileQ * S::kTileT / kQ>(i, t, end);
+    if constexpr (kQ > 1) scores<kQ / 2>(i, t, end);
   }
 
-  // scores -> exp(score - maximum) in place, zero where the query does not see the key; fills the
-  // job's maximum and sum.
+  // Sums of products -> exp(scale * sum - maximum) in place, zero where the query does not see the
+  // key; fills the job's maximum and sum.
   void soften(int i, std::int64_t chunk_start) {
     float* score = scratch.score[i];
     const int begin16 = low / 16 * 16;
     const int end16 = (high + 15) / 16 * 16;
     const float none = -__builtin_inff();
+    const F scale = S::set1(job.scale);
+    for (int t = begin16; t < end16; t += 16) {
+      S::store(score + t, S::mul(S::load(score + t), scale));
+    }
     std::int64_t first = job.first[q0 + i] - chunk_start;
     std::int64_t last = job.last[q0 + i] - chunk_start;
     if (first < low) first = low;
@@ -187,7 +195,7 @@ struct AttentionBlock {
 
   template <int kQ>
   void values(int i) {
-    for (; i + kQ <= n_q; i += kQ) value_rows<kQ, S::kTileQ * S::kTileD / kQ>(i, 0);
+    for (; i + kQ <= n_q; i += kQ) value_rows<kQ, S::kTileValueQ * S::kTileD / kQ>(i, 0);
     if constexpr (kQ > 1) values<kQ / 2>(i);
   }
 };
@@ -221,9 +229,12 @@ void attention_of(const AttentionJob& job) {
                                 n_q,
                                 static_cast<int>(low - chunk_start),
                                 static_cast<int>(high - chunk_start)};
-    block.template scores<S::kTileQ>(0);
+    for (int t = block.low; t < block.high; t += kKeyBlock) {
+      block.template scores<S::kTileQ>(0, t,
+                                       t + kKeyBlock < block.high ? t + kKeyBlock : block.high);
+    }
     for (int i = 0; i < n_q; ++i) block.soften(i, chunk_start);
-    block.template values<S::kTileQ>(0);
+    block.template values<S::kTileValueQ>(0);
   }
 }
 

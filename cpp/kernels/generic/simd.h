@@ -11,9 +11,10 @@
 namespace moesaic::kernels::generic {
 
 struct Simd {
-  // Register tiles of common/: queries x keys, queries x value vectors, rows x columns.
+  // Register tiles of common/: queries x keys, queries (of values) x value vectors, rows x columns.
   static constexpr int kTileQ = 2;
   static constexpr int kTileT = 2;
+  static constexpr int kTileValueQ = 2;
   static constexpr int kTileD = 2;
   static constexpr int kTileRows = 2;
   static constexpr int kTileCols = 2;
