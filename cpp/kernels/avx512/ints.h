@@ -42,6 +42,12 @@ struct Ints {
   static __m128i load128(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
 
   static B load64(const void* p) { return _mm512_loadu_si512(p); }
+  // The first n of the 64 bytes at p (any n), `fill` in place of the others, which are not read.
+  static B load64_of(const void* p, int n, std::uint8_t fill) {
+    const std::uint64_t mask =
+        n <= 0 ? 0 : _bzhi_u64(~std::uint64_t{0}, n < 64 ? static_cast<unsigned>(n) : 64U);
+    return _mm512_mask_loadu_epi8(set1(fill), mask, p);
+  }
   // The same 32 bytes in both halves.
   static B dup32(const void* p) { return _mm512_broadcast_i64x4(load256(p)); }
   static B pair32(const void* p, const void* q) {
@@ -219,6 +225,17 @@ struct Ints {
     const __m512i c = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
     const __m512i d = _mm512_add_epi32(c, _mm512_shuffle_i32x4(c, c, 0xB1));
     const __m512i order = _mm512_setr_epi32(0, 8, 1, 9, 2, 10, 3, 11, 0, 8, 1, 9, 2, 10, 3, 11);
+    return _mm512_castsi512_si256(_mm512_permutexvar_epi32(order, d));
+  }
+
+  // Of 16-byte groups 0 .. 7 (a, then b), the even ones; the odd ones.
+  static B even_groups(B a, B b) { return _mm512_shuffle_i64x2(a, b, 0x88); }
+  static B odd_groups(B a, B b) { return _mm512_shuffle_i64x2(a, b, 0xDD); }
+  // Two accumulators whose four 128-bit groups belong to one block each -> eight dot products.
+  static __m256i fold_quads(Acc a, Acc b) {
+    const __m512i c = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    const __m512i d = _mm512_add_epi32(c, _mm512_shuffle_epi32(c, _MM_PERM_BADC));
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 0, 4, 8, 12, 1, 5, 9, 13);
     return _mm512_castsi512_si256(_mm512_permutexvar_epi32(order, d));
   }
 

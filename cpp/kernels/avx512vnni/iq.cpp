@@ -1,6 +1,7 @@
 // The IQ super-block types' rows of the table: the skeletons of x86/ with the unpackings of
-// lattice.h.
+// lattice.h and nibbles.h.
 #include "kernels/avx512vnni/lattice.h"
+#include "kernels/avx512vnni/nibbles.h"
 #include "kernels/x86/int_kernels.h"
 
 namespace moesaic::kernels::avx512vnni {
@@ -13,7 +14,7 @@ void fill_iq(Table& t) {
   add_super_type<Ints, FastIQ2S>(t, "avx512vnni/IQ2_S");
   add_super_type<Ints, FastIQ3XXS>(t, "avx512vnni/IQ3_XXS");
   add_super_type<Ints, FastIQ3S>(t, "avx512vnni/IQ3_S");
-  add_super_type<Ints, IQ4XS<Ints>>(t, "avx512vnni/IQ4_XS");
+  add_super_type<Ints, FastIQ4XS>(t, "avx512vnni/IQ4_XS");
 }
 
 }  // namespace moesaic::kernels::avx512vnni

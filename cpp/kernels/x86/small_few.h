@@ -24,32 +24,85 @@ struct SmallFew {
     return _mm256_madd_epi16(sums, factors);
   }
 
+  // The eight dot products of a chunk's blocks with each column, offset and all; for types with a
+  // scale per 16, those of the first halves of the blocks beside them.
+  struct Dots {
+    __m256i whole[kCols];
+    __m256i first[T::kHasD16 ? kCols : 1];
+  };
+
   template <class Chunk>
-  static void step(const Chunk& blocks, std::int64_t chunk, Column* columns) {
+  static Dots dots_of(const Chunk& blocks, const std::int8_t* const* q) {
     typename X::B w[4] = {};
     const int n_quarters = blocks.n_quarters();
     for (int i = 0; i < 4; ++i) {
       if (i < n_quarters) w[i] = small_quarter<X, T>(blocks, i);
     }
-    const __m256 d = T::d(blocks);
+    Dots out;
     for (int j = 0; j < kCols; ++j) {
-      const ActRow& act = columns[j].act;
       typename X::Acc acc[4];
       for (int i = 0; i < 4; ++i) {
         acc[i] = X::zero();
         if (i >= n_quarters) continue;
-        const typename X::B a = X::load64(act.q + chunk * kChunk + 64 * i);
+        const typename X::B a = X::load64(q[j] + 64 * i);
         acc[i] = T::kWide ? X::dot_wide(X::zero(), w[i], a) : X::dot(X::zero(), w[i], a);
       }
-      __m256i dots = X::fold_blocks(acc);
-      const __m256 da = _mm256_loadu_ps(act.scale + chunk * 8);
+      out.whole[j] = X::fold_blocks(acc);
       if constexpr (T::kHasD16) {
         for (auto& a : acc) a = X::first_halves(a);
-        __m256i first = X::fold_blocks(acc);
+        out.first[j] = X::fold_blocks(acc);
+      }
+    }
+    return out;
+  }
+
+  // The same where four blocks are unpacked at once: first halves of the blocks in one register,
+  // second halves in another.
+  template <class Bytes>
+  static Dots dots_of_quads(const Bytes& bytes, const std::int8_t* const* q) {
+    typename X::B first[2];
+    typename X::B second[2];
+    for (int h = 0; h < 2; ++h) T::unpack_quad(bytes, h, first[h], second[h]);
+    Dots out;
+    for (int j = 0; j < kCols; ++j) {
+      typename X::Acc acc[2];
+      for (int h = 0; h < 2; ++h) {
+        const typename X::B a = X::load64(q[j] + 128 * h);
+        const typename X::B b = X::load64(q[j] + 128 * h + 64);
+        acc[h] = X::dot(X::zero(), first[h], X::even_groups(a, b));
+        acc[h] = X::dot(acc[h], second[h], X::odd_groups(a, b));
+      }
+      out.whole[j] = X::fold_quads(acc[0], acc[1]);
+    }
+    return out;
+  }
+
+  template <class Chunk>
+  static void step(const Chunk& blocks, std::int64_t chunk, Column* columns) {
+    const std::int8_t* q[kCols];
+    for (int j = 0; j < kCols; ++j) q[j] = columns[j].act.q + chunk * kChunk;
+    if constexpr (T::kQuads) {
+      const auto bytes = T::load(blocks);
+      finish(bytes, dots_of_quads(bytes, q), chunk, columns);
+    } else {
+      finish(blocks, dots_of(blocks, q), chunk, columns);
+    }
+  }
+
+  // Scales and minima, in whatever form the type takes them from.
+  template <class Source>
+  static void finish(const Source& source, const Dots& sums, std::int64_t chunk, Column* columns) {
+    const __m256 d = T::d(source);
+    for (int j = 0; j < kCols; ++j) {
+      const ActRow& act = columns[j].act;
+      __m256i dots = sums.whole[j];
+      const __m256 da = _mm256_loadu_ps(act.scale + chunk * 8);
+      if constexpr (T::kHasD16) {
+        __m256i first = sums.first[j];
         __m256i second = _mm256_sub_epi32(dots, first);
         first = _mm256_add_epi32(first, act_sums(act, chunk, -kOffset, 0));
         second = _mm256_add_epi32(second, act_sums(act, chunk, 0, -kOffset));
-        const __m256 f = _mm256_fmadd_ps(T::d16(blocks), _mm256_cvtepi32_ps(second),
+        const __m256 f = _mm256_fmadd_ps(T::d16(source), _mm256_cvtepi32_ps(second),
                                          _mm256_mul_ps(d, _mm256_cvtepi32_ps(first)));
         columns[j].lanes = _mm256_fmadd_ps(da, f, columns[j].lanes);
       } else {
@@ -61,7 +114,7 @@ struct SmallFew {
       }
       if constexpr (T::kHasMin) {
         const __m256 sum = _mm256_mul_ps(da, _mm256_cvtepi32_ps(act_sums(act, chunk, 1, 1)));
-        columns[j].lanes = _mm256_fmadd_ps(T::min(blocks), sum, columns[j].lanes);
+        columns[j].lanes = _mm256_fmadd_ps(T::min(source), sum, columns[j].lanes);
       }
     }
   }

@@ -9,6 +9,7 @@
 //   kTop                 the largest stored value
 //   kWide                values are signed bytes of any size instead (X::widen, X::dot_wide)
 //   kHasD16              it has a scale per 16 (quarter() and d16() instead of values())
+//   kQuads               it unpacks four blocks at a time for few columns (avx512vnni/nibbles.h)
 //   values(p, q)         the values of the blocks p and q, one after the other
 //   d(blocks), min(...)  the floats of a chunk of 256 values (WholeChunk or CutChunk), eight of
 //   each
@@ -37,6 +38,7 @@ template <class X, class Block>
 struct WholeChunk {
   const std::uint8_t* data;
   static constexpr int n_quarters() { return 4; }  // of 64 values
+  typename X::B load64(int offset) const { return X::load64(data + offset); }
   const std::uint8_t* operator()(int i) const { return data + i * static_cast<int>(sizeof(Block)); }
 };
 
@@ -47,6 +49,10 @@ struct CutChunk {
   const std::uint8_t* data;
   int n_blocks;
   int n_quarters() const { return (n_blocks * T::kBlockValues + 63) / 64; }
+  // 64 bytes from an offset on, those of missing blocks made up (X with masks only).
+  typename X::B load64(int offset) const {
+    return X::load64_of(data + offset, n_blocks * T::kBytes - offset, T::kMissingByte);
+  }
   const std::uint8_t* operator()(int i) const {
     return i < n_blocks ? data + i * T::kBytes : kMissing.bytes;
   }
@@ -68,6 +74,7 @@ struct SmallTypeBase {
   static constexpr int kBytes = sizeof(Block);
   static constexpr bool kHasMin = false;
   static constexpr bool kHasD16 = false;
+  static constexpr bool kQuads = false;
   static constexpr bool kWide = false;
   static constexpr int kOffset = 0;
   static constexpr int kTop = 127;
@@ -94,6 +101,12 @@ struct SmallTypeBase {
   // Low nibbles of 16 bytes, then high ones, of two blocks.
   static B nibbles(const Block& p, const Block& q) {
     return X::nibbles_by_16(X::pair16(p.qs, q.qs));
+  }
+  // What nibbles stand for, as values() gives it.
+  static B levels(B nibbles) { return nibbles; }
+  template <class Chunk>
+  static __m256 min(const Chunk&) {
+    return _mm256_setzero_ps();
   }
 };
 
@@ -171,9 +184,8 @@ struct IQ4NL : SmallTypeBase<X, quant::BlockIQ4_NL, quant::Qtype::kIQ4_NL> {
   using typename Base::B;
   using typename Base::Block;
   static constexpr bool kWide = true;
-  static B values(const Block& p, const Block& q) {
-    return X::lookup(X::load128(quant::kIq4nlLevels.data()), Base::nibbles(p, q));
-  }
+  static B levels(B nibbles) { return X::lookup(X::load128(quant::kIq4nlLevels.data()), nibbles); }
+  static B values(const Block& p, const Block& q) { return levels(Base::nibbles(p, q)); }
 };
 
 // The E2M1 levels plus 16.
@@ -188,14 +200,15 @@ struct MXFP4 : SmallTypeBase<X, quant::BlockMXFP4, quant::Qtype::kMXFP4> {
   static constexpr int kTop = 28;
   static constexpr int kOffset = 16;
   static constexpr std::uint8_t kMissingByte = 0x77;  // 0 would be a subnormal scale
-  static B values(const Block& p, const Block& q) {
-    return X::lookup(X::load128(kFp4Raised), Base::nibbles(p, q));
-  }
-  // 2^(e - 128); e = 0 and 1 are subnormal floats.
+  static B levels(B nibbles) { return X::lookup(X::load128(kFp4Raised), nibbles); }
+  static B values(const Block& p, const Block& q) { return levels(Base::nibbles(p, q)); }
   template <class Chunk>
   static __m256 d(const Chunk& blocks) {
     const auto e = [&](int i) { return static_cast<int>(*blocks(i)); };
-    const __m256i exponent = _mm256_setr_epi32(e(0), e(1), e(2), e(3), e(4), e(5), e(6), e(7));
+    return scales_of(_mm256_setr_epi32(e(0), e(1), e(2), e(3), e(4), e(5), e(6), e(7)));
+  }
+  // 2^(e - 128); e = 0 and 1 are subnormal floats.
+  static __m256 scales_of(__m256i exponent) {
     const __m256i one = _mm256_set1_epi32(1);
     const __m256i normal = _mm256_slli_epi32(_mm256_sub_epi32(exponent, one), 23);
     const __m256i subnormal = _mm256_sllv_epi32(_mm256_set1_epi32(0x00200000), exponent);

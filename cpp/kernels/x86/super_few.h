@@ -65,21 +65,46 @@ struct SuperFew {
                            _mm256_madd_epi16(mins, group_sums(j)));
       }
     }
-    const typename X::Scales scales = X::expand(scale_bytes);
-    typename X::Acc acc[kCols];
-    for (auto& a : acc) a = X::zero();
-    quarter<0>(block, head, scales, columns, b, acc);
-    quarter<1>(block, head, scales, columns, b, acc);
-    quarter<2>(block, head, scales, columns, b, acc);
-    quarter<3>(block, head, scales, columns, b, acc);
+    __m256i isum[kCols];
+    if constexpr (T::kQuads) {
+      quad_sums(block, columns, b, isum);
+    } else {
+      const typename X::Scales scales = X::expand(scale_bytes);
+      typename X::Acc acc[kCols];
+      for (auto& a : acc) a = X::zero();
+      quarter<0>(block, head, scales, columns, b, acc);
+      quarter<1>(block, head, scales, columns, b, acc);
+      quarter<2>(block, head, scales, columns, b, acc);
+      quarter<3>(block, head, scales, columns, b, acc);
+      for (int j = 0; j < kCols; ++j) isum[j] = X::fold(acc[j]);
+    }
     for (int j = 0; j < kCols; ++j) {
-      __m256i isum = X::fold(acc[j]);
       if constexpr (kOffset != 0) {
         const __m256i factors =
             _mm256_mullo_epi16(_mm256_cvtepi8_epi16(scale_bytes), _mm256_set1_epi16(-kOffset));
-        isum = _mm256_add_epi32(isum, _mm256_madd_epi16(factors, group_sums(j)));
+        isum[j] = _mm256_add_epi32(isum[j], _mm256_madd_epi16(factors, group_sums(j)));
       }
-      _mm256_store_si256(reinterpret_cast<__m256i*>(sums.isum[j][slot]), isum);
+      _mm256_store_si256(reinterpret_cast<__m256i*>(sums.isum[j][slot]), isum[j]);
+    }
+  }
+
+  // Scale times dot product of the eight groups of 32, for types that are unpacked by quads.
+  static void quad_sums(const typename T::Block& block, const Column* columns, std::int64_t b,
+                        __m256i* isum) {
+    typename X::B first[2];
+    typename X::B second[2];
+    for (int h = 0; h < 2; ++h) T::unpack_quad(block, h, first[h], second[h]);
+    const __m256i scales = _mm256_cvtepi8_epi32(T::group_scales(block));
+    for (int j = 0; j < kCols; ++j) {
+      typename X::Acc acc[2];
+      for (int h = 0; h < 2; ++h) {
+        const std::int8_t* q = columns[j].act.q + b * kChunk + 128 * h;
+        const typename X::B lower = X::load64(q);
+        const typename X::B upper = X::load64(q + 64);
+        acc[h] = X::dot(X::zero(), first[h], X::even_groups(lower, upper));
+        acc[h] = X::dot(acc[h], second[h], X::odd_groups(lower, upper));
+      }
+      isum[j] = _mm256_mullo_epi32(X::fold_quads(acc[0], acc[1]), scales);
     }
   }
 

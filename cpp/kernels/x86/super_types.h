@@ -17,6 +17,8 @@
 //   values<c>()          bytes 64 c .. 64 c + 63
 //   scales(), mins()     sixteen signed bytes, one per 16 values
 //   d(), dmin()          bits of the stored f16
+//   kQuads               it unpacks four groups of 32 at a time for few columns: unpack_quad(),
+//                        group_scales() (avx512vnni/nibbles.h)
 #pragma once
 
 #include <immintrin.h>
@@ -53,6 +55,7 @@ struct SuperTypeBase {
   static constexpr bool kHasMin = false;
   static constexpr bool kWide = false;
   static constexpr bool kScaled = true;
+  static constexpr bool kQuads = false;
   static constexpr bool kFoldable = false;
   static constexpr bool kFoldNegative = false;
   static constexpr int kFoldOffset = 0;
@@ -296,11 +299,17 @@ struct IQ4XS : SuperTypeBase<X, quant::BlockIQ4_XS, quant::Qtype::kIQ4_XS> {
     return X::lookup(X::load128(quant::kIq4nlLevels.data()),
                      X::nibbles_by_16(X::pair16(qs, qs + 16)));
   }
-  static __m128i scales(const Block& b) {
+  // Eight bytes, one per group of 32.
+  static __m128i group_scales(const Block& b) {
     const std::uint64_t low = Base::template word<std::uint32_t>(b.scales_l);
     const std::uint64_t nibbles = _pdep_u64(low, 0x0F0F0F0F0F0F0F0FULL);
     const std::uint64_t high = _pdep_u64(b.scales_h, 0x3030303030303030ULL);
-    return _mm_sub_epi8(Base::twice(nibbles | high), _mm_set1_epi8(32));
+    return _mm_sub_epi8(_mm_cvtsi64_si128(static_cast<long long>(nibbles | high)),
+                        _mm_set1_epi8(32));
+  }
+  static __m128i scales(const Block& b) {
+    const __m128i x = group_scales(b);
+    return _mm_unpacklo_epi8(x, x);
   }
 };
 
