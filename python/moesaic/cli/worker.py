@@ -101,8 +101,8 @@ def worker(
     ] = False,
 ) -> None:
     """Serve this machine's memory and CPU to a cluster. One log line per event on stderr."""
-    stop = threading.Event()
-    catch_signals(stop)
+    stop = Stop()
+    stop.catch_signals()
     if lifeline_fd is not None:
         watch(lifeline_fd, stop, models if remove_models else None)
     if threads is not None and not 1 <= threads <= _MOST_THREADS:
@@ -135,19 +135,43 @@ def worker(
         shutil.rmtree(models, ignore_errors=True)
 
 
-def catch_signals(stop: threading.Event) -> None:
-    """SIGTERM and SIGINT end the worker cleanly; a second one ends it at once."""
+class Stop:
+    """That the worker is to end: said by a signal, the lifeline, or the worker itself.
 
-    def handle(number: int, frame: Any) -> None:
-        if stop.is_set():
-            os._exit(1)
-        stop.set()
+    The waiting is a read of a pipe into which signals write: one that comes just before a wait on a
+    lock begins would be heard only with the next one.
+    """
 
-    signal.signal(signal.SIGTERM, handle)
-    signal.signal(signal.SIGINT, handle)
+    def __init__(self) -> None:
+        self._wanted = False
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+
+    def catch_signals(self) -> None:
+        """SIGTERM and SIGINT end the worker cleanly; a second one ends it at once."""
+
+        def handle(number: int, frame: Any) -> None:
+            if self._wanted:
+                os._exit(1)
+            self._wanted = True
+
+        signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        signal.signal(signal.SIGTERM, handle)
+        signal.signal(signal.SIGINT, handle)
+
+    def set(self) -> None:
+        """Say it; from any thread."""
+        self._wanted = True
+        with contextlib.suppress(BlockingIOError):  # full: there is enough to wake up from
+            os.write(self._write, b"\0")
+
+    def wait(self) -> None:
+        """Wait until it was said."""
+        while not self._wanted:
+            os.read(self._read, 1)
 
 
-def watch(lifeline: int, stop: threading.Event, folder: Path | None) -> None:
+def watch(lifeline: int, stop: Stop, folder: Path | None) -> None:
     """End when the other end of the lifeline is gone; soon, whatever the process does then."""
 
     def wait() -> None:
@@ -185,7 +209,7 @@ def print_ready(address: str) -> None:
     print(json.dumps(line), flush=True)
 
 
-def write_log(core: _core.Worker, as_json: bool, stop: threading.Event) -> None:
+def write_log(core: _core.Worker, as_json: bool, stop: Stop) -> None:
     """Write what happens, one line each, until the worker is closed."""
     # The journal has its own clock.
     with_time = "JOURNAL_STREAM" not in os.environ
