@@ -63,7 +63,9 @@ std::shared_ptr<EngineHandle> load(const py::bytes& path, std::int64_t n_ctx,
 backend::KvType kv_type_from(const std::string& name, const char* where) {
   if (name == "f16") return backend::KvType::kF16;
   if (name == "f32") return backend::KvType::kF32;
-  fail<ArgumentError>("[", where, "] kv_type: got \"", name, "\", need \"f16\" or \"f32\"");
+  if (name == "q8_0") return backend::KvType::kQ8_0;
+  fail<ArgumentError>("[", where, "] kv_type: got \"", name,
+                      "\", need \"f16\", \"f32\" or \"q8_0\"");
 }
 
 void register_engine_load(py::module_& m) {

@@ -307,7 +307,7 @@ def main() -> None:
         goals = {"Model(threads=1)": 0.95, "llama.cpp RPC": 1.3}
         decode_runs = interleaved(decodes, args.repeats)
         report(rows, f"decode {GENERATE}", decode_runs, goals)
-        predicted = moesaic.Plan.from_dict(clusters[2].to_dict()).predictions[0]
+        predicted = moesaic.Plan.from_dict(clusters[2].to_dict()).predictions[-1]
         for what, runs, plan_says in (
             ("prefill", prefill_runs, predicted.prefill_tokens_per_s),
             ("decode", decode_runs, predicted.decode_tokens_per_s),

@@ -48,10 +48,9 @@ struct Inbox {
 };
 
 bool has_weights(const gguf::File& file) {
-  if (file.tensors().empty()) return false;
   try {
-    file.bytes(file.tensors().front());
-    return true;
+    for (const gguf::TensorInfo& tensor : file.tensors()) file.bytes(tensor);
+    return !file.tensors().empty();
   } catch (const Error&) {
     return false;
   }
@@ -356,7 +355,16 @@ std::shared_ptr<const gguf::File> CoordinatorImpl::remote_file(const std::string
                   "--models folder; copy it to one of them, or give a path on this machine");
   }
   std::atomic<std::uint64_t> n_bytes{0};
-  return pull_headers(manifests, manifests.found.front().manifest.identity, name, cancel, &n_bytes);
+  const wire::Digest identity = manifests.found.front().manifest.identity;
+  auto headers = pull_headers(manifests, identity, name, cancel, &n_bytes);
+  OpenSlice values;
+  values.tensors = model::tensors_to_understand(*headers);
+  if (values.tensors.empty()) return headers;
+  values.identity = identity;
+  values.name = name;
+  values.sources = sources;
+  values.cancel = cancel;
+  return store_->open(values).file;
 }
 
 std::unique_ptr<model::Runner> CoordinatorImpl::deploy(std::shared_ptr<const gguf::File> file,

@@ -12,7 +12,7 @@ namespace moesaic::cluster {
 namespace {
 
 backend::KvType kv_type_from_wire(std::uint8_t value) {
-  if (value > static_cast<std::uint8_t>(backend::KvType::kF16)) {
+  if (value > static_cast<std::uint8_t>(backend::KvType::kQ8_0)) {
     fail<ProtocolError>("[load] kv_type: got ", int{value}, ", which this release does not know");
   }
   return static_cast<backend::KvType>(value);
@@ -113,7 +113,12 @@ std::shared_ptr<HeldSlice> Deployment::load_slice(const SliceKey& key,
   request.digests = load_.digests;
   request.sources = sources();
   request.cancel = &stop_flag_;
-  const OpenedSlice headers = host_.store().open(request);
+  OpenedSlice headers = host_.store().open(request);
+  request.tensors = model::tensors_to_understand(*headers.file);
+  if (!request.tensors.empty()) {
+    bytes_read += headers.bytes_read;
+    headers = host_.store().open(request);
+  }
   slice->model = model::understand(headers.file);
   if (load_.stages.back().layer_end != slice->model.config.n_layers) {
     fail<ProtocolError>("[load] stages: got ", load_.stages.back().layer_end, " layers, ",
@@ -129,7 +134,7 @@ std::shared_ptr<HeldSlice> Deployment::load_slice(const SliceKey& key,
     report(done, total, what);
   };
   const OpenedSlice opened = host_.store().open(request);
-  bytes_read = headers.bytes_read + opened.bytes_read;
+  bytes_read += headers.bytes_read + opened.bytes_read;
   slice->source = opened.source;
   slice->model = model::understand(opened.file);
   slice->bytes = model::weight_bytes(slice->model, key.slice, !key.deterministic);

@@ -6,28 +6,18 @@
 namespace moesaic::cluster {
 namespace {
 
-// Row counts that sum to n_rows.
+// Row counts that sum to n_rows, even: a small batch reads nearly as many experts as a large one,
+// so that smaller first and last ones cost more than the sooner full pipeline gives.
 std::vector<std::int64_t> batch_sizes(std::int64_t n_rows, std::int64_t max_rows,
                                       std::int64_t n_stages) {
+  // A short step in fewer rows at a time, or most stages would never work at once; not so few that
+  // reading the weights takes all the time.
+  constexpr std::int64_t kLeast = 128;
+  const std::int64_t for_all = (n_rows + 2 * n_stages - 1) / (2 * n_stages);
+  const std::int64_t most = n_stages < 2 ? max_rows : std::min(max_rows, std::max(kLeast, for_all));
+  const std::int64_t n = (n_rows + most - 1) / most;
   std::vector<std::int64_t> sizes;
-  // Below this the weights are read for too few rows.
-  constexpr std::int64_t kLeast = 32;
-  const std::int64_t ramp = max_rows / 2 + max_rows / 4;
-  if (n_stages < 2 || max_rows < 4 * kLeast || n_rows < 2 * ramp + 2 * max_rows) {
-    const std::int64_t n = (n_rows + max_rows - 1) / max_rows;
-    for (std::int64_t i = 0; i < n; ++i) {
-      sizes.push_back(n_rows * (i + 1) / n - n_rows * i / n);
-    }
-    return sizes;
-  }
-  sizes = {max_rows / 4, max_rows / 2};
-  const std::int64_t middle = n_rows - 2 * ramp;
-  const std::int64_t n = (middle + max_rows - 1) / max_rows;
-  for (std::int64_t i = 0; i < n; ++i) {
-    sizes.push_back(middle * (i + 1) / n - middle * i / n);
-  }
-  sizes.push_back(max_rows / 2);
-  sizes.push_back(max_rows / 4);
+  for (std::int64_t i = 0; i < n; ++i) sizes.push_back(n_rows * (i + 1) / n - n_rows * i / n);
   return sizes;
 }
 

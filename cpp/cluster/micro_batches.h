@@ -17,8 +17,7 @@ struct Piece {
 };
 using MicroBatch = std::vector<Piece>;
 
-// Each of at most max_rows rows. The first and last ones of a long step are smaller (half,
-// quarter), so that the pipeline fills and drains sooner.
+// Each of at most max_rows rows, and of fewer when the step is short.
 std::vector<MicroBatch> cut_step(const model::Step& step, std::int64_t max_rows,
                                  std::int64_t n_stages);
 

@@ -213,9 +213,13 @@ Engine::SavedSession read_session(const std::string& path, const EngineFacts& fa
   }
   const auto values = static_cast<std::uint64_t>(
       facts.config.n_layers * (facts.config.kv_k_width() + facts.config.kv_v_width()));
-  if (n_kv != n_tokens * values * 2 && n_kv != n_tokens * values * 4) {
+  // Which cache type it is shows in the identity; here, that the size is one a cache can have.
+  const bool blocks = values % 32 == 0 && n_kv == n_tokens * (values / 32) * 34;  // q8_0
+  if (n_kv != n_tokens * values * 2 && n_kv != n_tokens * values * 4 && !blocks) {
     fail<FormatError>(kWhere, path, ": byte 24: got ", n_kv, " bytes of KV, need ",
-                      n_tokens * values, " values of 2 or 4 bytes for this model");
+                      n_tokens * values,
+                      " values of 2 or 4 bytes (or in blocks of 8 bits) for this "
+                      "model");
   }
   std::string identity(n_identity, '\0');
   reader.read({reinterpret_cast<std::uint8_t*>(identity.data()), identity.size()});

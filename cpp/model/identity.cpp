@@ -61,6 +61,18 @@ class Hasher {
   Sha256 sha_;
 };
 
+std::string_view kv_text(backend::KvType type) {
+  switch (type) {
+    case backend::KvType::kF32:
+      return "kv f32";
+    case backend::KvType::kF16:
+      return "kv f16";
+    case backend::KvType::kQ8_0:
+      return "kv q8_0";
+  }
+  fail<InternalError>("[identity] kv_type ", static_cast<int>(type));
+}
+
 }  // namespace
 
 std::string identity_of(const gguf::File& file, backend::KvType kv_type) {
@@ -76,7 +88,7 @@ std::string identity_of(const gguf::File& file, backend::KvType kv_type) {
     hasher.number(tensor.ne.size());
     for (const std::uint64_t n : tensor.ne) hasher.number(n);
   }
-  hasher.text(kv_type == backend::KvType::kF16 ? "kv f16" : "kv f32");
+  hasher.text(kv_text(kv_type));
   return hasher.finish();
 }
 

@@ -69,6 +69,12 @@ std::vector<std::vector<const gguf::TensorInfo*>> by_layer(const Keys& keys,
 
 }  // namespace
 
+std::vector<std::string> tensors_to_understand(const gguf::File& file) {
+  constexpr const char* kRopeFreqs = "rope_freqs.weight";  // rope.cpp
+  if (file.find_tensor(kRopeFreqs) == nullptr) return {};
+  return {kRopeFreqs};
+}
+
 ModelFile understand(std::shared_ptr<const gguf::File> file) {
   const Keys keys(file);
   const arch::Family& family = arch::family_of(keys);

@@ -24,6 +24,9 @@ struct ModelFile {
   std::vector<std::vector<TensorSpec>> layers;  // (n_layers)
 };
 
+// Tensors whose values understand() reads: they must be there in a file that has no weights.
+std::vector<std::string> tensors_to_understand(const gguf::File& file);
+
 // Throws FormatError naming file, key or tensor, what it got and what it needed.
 ModelFile understand(std::shared_ptr<const gguf::File> file);
 

@@ -22,7 +22,7 @@ from moesaic.cluster_config import Key, read_key, resolve
 from moesaic.errors import ArgumentError, ClosedError, IoError
 from moesaic.folders import cache_folder, make_private
 from moesaic.gguf import GGUF
-from moesaic.inputs import integer, real
+from moesaic.inputs import KV_TYPES, integer, real
 from moesaic.launcher import LocalLauncher
 from moesaic.model import Model
 from moesaic.nodes import Node, nodes_html
@@ -350,7 +350,7 @@ class Cluster:
             where=where,
         )
         _one_of(on_loss, "on_loss", ("raise", "wait", "replan"), where)
-        _one_of(kv_type, "kv_type", ("f16", "f32"), where)
+        _one_of(kv_type, "kv_type", KV_TYPES, where)
         _one_of(verify, "verify", ("first", "always", "never"), where)
         real(wait_seconds, "wait_seconds", where, 0.0, _A_WEEK_S)
         check_progress(progress)

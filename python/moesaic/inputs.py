@@ -21,6 +21,8 @@ Prompt = str | Sequence[int] | npt.NDArray[np.integer[Any]]
 #: Many of them, for one batch.
 PromptList = list[str] | list[list[int]] | list[npt.NDArray[np.integer[Any]]] | list[Prompt]
 Tokens = npt.NDArray[np.int32]
+#: Element types of a KV cache.
+KV_TYPES = ("f16", "f32", "q8_0")
 
 
 def integer(value: Any, name: str, where: str, low: int, high: int | None = None) -> int:

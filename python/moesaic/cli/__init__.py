@@ -19,7 +19,18 @@ from moesaic.cli import terminal
 __all__ = ["COMMANDS", "app", "main", "make_app"]
 
 #: Each is a function of that name (or a Typer group called ``group``) in the module of that name.
-COMMANDS = ("run", "chat", "inspect", "demo", "doctor", "plan", "worker", "keygen", "cluster")
+COMMANDS = (
+    "run",
+    "chat",
+    "inspect",
+    "demo",
+    "doctor",
+    "plan",
+    "bench",
+    "worker",
+    "keygen",
+    "cluster",
+)
 
 
 def make_app(commands: Sequence[str] = COMMANDS) -> typer.Typer:

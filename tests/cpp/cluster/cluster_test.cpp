@@ -231,6 +231,22 @@ TEST(Cluster, WeightsArePulledOnceAndKept) {
   EXPECT_GT(read, 0U);
 }
 
+TEST(Cluster, WhatAModelIsMayLieInATensorThatNobodyHasYet) {
+  auto recipe = model::testing::tiny_llama({.n_layers = 4});
+  recipe.tensors["rope_freqs.weight"] = {
+      {7}, quant::Qtype::kF32, {1.0F, 1.0F, 2.0F, 2.0F, 4.0F, 8.0F, 8.0F}};
+  ClusterRig rig(recipe, {.n_workers = 2, .local_copies = false});
+  const Tokens tokens = model::testing::some_tokens(40, 67, 1);
+  const auto expected = model::testing::all_logits(*rig.local(), tokens, 40);
+  EXPECT_EQ(model::testing::all_logits(*rig.deploy(), tokens, 40), expected);
+  // Nor need the coordinator have anything of it.
+  const auto headers = rig.coordinator().remote_file("tiny.gguf", nullptr);
+  DeployOptions options;
+  options.load = ClusterRig::load_options();
+  const auto runner = rig.coordinator().deploy(headers, rig.plan(options.load), options);
+  EXPECT_EQ(model::testing::all_logits(*runner, tokens, 40), expected);
+}
+
 TEST(Cluster, SeveralDeploymentsAtOnce) {
   ClusterRig rig(model::testing::tiny_llama({.n_layers = 4}), {.n_workers = 2});
   const auto first = rig.deploy();

@@ -126,7 +126,7 @@ def test_bad_prompts(demo):
         ("threads", [0, -1, 10_000, 1.5, "2", True]),
         ("backend", ["gpu", "hip", 3, None, ""]),
         ("deterministic", [1, "yes", None]),
-        ("kv_type", ["q8_0", "f64", None, 16]),
+        ("kv_type", ["q4_0", "f64", None, 16]),
         ("progress", [3, "bar"]),
     ],
 )

@@ -200,7 +200,7 @@ def test_a_session_ends_at_n_ctx(demo):
 
 
 @pytest.mark.sanitizer
-@pytest.mark.parametrize("kv_type", ["f16", "f32"])
+@pytest.mark.parametrize("kv_type", ["f16", "f32", "q8_0"])
 def test_save_and_load(tmp_path, kv_type):
     path = tmp_path / "s.session"
     with moesaic.Model.demo(progress=False, deterministic=True, kv_type=kv_type) as m:
@@ -214,7 +214,7 @@ def test_save_and_load(tmp_path, kv_type):
         loaded = m.load_session(path)
         assert loaded.tokens.tolist() == tokens.tolist()
         np.testing.assert_array_equal(loaded.forward([7, 8]), want)
-    other = {"f16": "f32", "f32": "f16"}[kv_type]
+    other = {"f16": "f32", "f32": "q8_0", "q8_0": "f16"}[kv_type]
     with (
         moesaic.Model.demo(progress=False, kv_type=other) as m,
         pytest.raises(moesaic.FormatError, match="another model or cache type"),
