@@ -274,9 +274,12 @@ TEST(PlanTime, MicroBatchesFillThePipeline) {
   const double stage = (one - head) / 4;
   EXPECT_NEAR(seconds(64, 2048), (32 + 4 - 1) * stage + head, 1e-6 * one);
   EXPECT_NEAR(seconds(64, 8192), (128 + 4 - 1) * stage + head, 1e-6 * one);
-  EXPECT_NEAR(seconds(512, 8192), (16 + 4 - 1) * 8 * stage + head, 1e-6 * one);
-  // A short prompt in fewer rows at a time, so that all stages have work: four times 128.
-  EXPECT_NEAR(seconds(512, 512), (4 + 4 - 1) * 2 * stage + head, 1e-6 * one);
+  // A stage's time is a line in its rows: 128 and 512 of them.
+  const double stage_128 = (seconds(128, 128) - head) / 4;
+  const double stage_512 = stage + 7 * (stage_128 - stage);
+  EXPECT_NEAR(seconds(512, 8192), (16 + 4 - 1) * stage_512 + head, 1e-6 * one);
+  // A short prompt in fewer rows at a time, so that all stages have work.
+  EXPECT_NEAR(seconds(512, 512), (4 + 4 - 1) * stage_128 + head, 1e-6 * one);
   // A link slower than a stage sets the pace instead.
   four[1].link_bytes_per_s = 64 * 1024 * 4 / (3 * stage);
   EXPECT_NEAR(seconds(64, 8192), 127 * 3 * stage + 4 * stage + 3 * stage + head, 1e-6 * one);
