@@ -231,12 +231,17 @@ TlsSession::TlsSession(const ClusterKey& key, const wire::NodeId& self, Side sid
 
 TlsSession::~TlsSession() = default;
 
+// OpenSSL asks the calendar whether a session is too old. This one is made for one handshake, in
+// which a calendar that jumps must not matter.
+constexpr long kNever = 1L << 30;  // s
+
 SSL_SESSION* TlsSession::make_session(SSL* ssl, int epoch, const wire::NodeId& dialler) const {
   Secret psk = key_.psk(epoch, dialler);
   SSL_SESSION* session = SSL_SESSION_new();
   const SSL_CIPHER* cipher = SSL_CIPHER_find(ssl, kSuiteId);
   const bool made = session != nullptr && cipher != nullptr &&
                     SSL_SESSION_set1_master_key(session, psk.data(), psk.size()) == 1 &&
+                    SSL_SESSION_set_timeout(session, kNever) == 1 &&
                     SSL_SESSION_set_cipher(session, cipher) == 1 &&
                     SSL_SESSION_set_protocol_version(session, TLS1_3_VERSION) == 1;
   OPENSSL_cleanse(psk.data(), psk.size());

@@ -263,7 +263,7 @@ TEST_F(Handshake, ReplayedBytesOpenNothing) {
     Proxy proxy(server.address());
     const auto link = dial(net, patient(key), proxy.address(), kPatience);
     link->start({});
-    link->send(wire::StatusRequest{1});
+    link->send(status_request(1));
     EXPECT_TRUE(eventually([&] { return server.n_messages(0) == 1; }));
     recorded = proxy.recorded();
     link->close();

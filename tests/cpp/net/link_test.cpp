@@ -122,7 +122,7 @@ TEST_P(LinkTest, FramesOfADeadEpochAreDropped) {
   client.link->send(wire::Tokens{2, 0, {1}}, {}, 5);
   client.link->send(wire::Load{}, {}, 6);  // names the next one
   client.link->send(wire::Cancel{9}, {}, 4);
-  client.link->send(wire::StatusRequest{3});
+  client.link->send(status_request(3));
   ASSERT_TRUE(eventually([&] { return server.n_messages(0) == 3; }));
   EXPECT_EQ(std::get<wire::Tokens>(session->messages[0].message).step, 2U);
   EXPECT_TRUE(std::holds_alternative<wire::Load>(session->messages[1].message));
@@ -248,7 +248,7 @@ TEST_P(LinkTest, SilenceIsFoundAndNamesThePeer) {
   const std::string text = client.error;
   EXPECT_NE(text.find(proxy.address()), std::string::npos) << text;
   EXPECT_NE(text.find("taken for dead"), std::string::npos) << text;
-  thrown<NetError>([&] { client.link->send(wire::StatusRequest{1}); });
+  thrown<NetError>([&] { client.link->send(status_request(1)); });
 }
 
 TEST_P(LinkTest, APeerThatStopsReadingIsFound) {
@@ -331,7 +331,7 @@ TEST_P(LinkTest, CloseDeliversWhatWasQueued) {
     Client client(net, options(), server.address());
     for (std::uint64_t i = 0; i < 50; ++i) client.link->send(wire::Blob{i}, Bytes(20000, 1));
     client.link->go_away(wire::Reason::kBusy, "too many sessions");
-    EXPECT_THROW(client.link->send(wire::StatusRequest{1}), NetError);
+    EXPECT_THROW(client.link->send(status_request(1)), NetError);
     EXPECT_TRUE(client.link->wait_closed(kPatience));
     EXPECT_EQ(client.error, "");  // its own wish is no error
   }
@@ -361,7 +361,7 @@ TEST_P(LinkTest, AHandlerThatThrowsClosesItsLinkOnly) {
     if (join) {
       client.link->send(wire::Join{});
     } else {
-      client.link->send(wire::StatusRequest{1});
+      client.link->send(status_request(1));
     }
     EXPECT_TRUE(eventually([&] { return client.closed.load(); }));
     EXPECT_NE(client.error.find(join ? "no such stage" : "a bug"), std::string::npos)
@@ -388,7 +388,7 @@ TEST_P(LinkTest, TooLongABodyIsNotSent) {
   Server server(net, options());
   Client client(net, options(), server.address());
   EXPECT_THROW(client.link->send(wire::Blob{1}, Bytes(5U << 20, 1)), ArgumentError);
-  client.link->send(wire::StatusRequest{1});
+  client.link->send(status_request(1));
   EXPECT_TRUE(eventually([&] { return server.n_messages(0) == 1; }));
 }
 
@@ -410,7 +410,7 @@ TEST_P(LinkTest, TheEndOfTheNetThreadClosesAll) {
   }
   EXPECT_TRUE(link->closed());
   EXPECT_GE(n_closed, 2);
-  EXPECT_THROW(link->send(wire::StatusRequest{1}), NetError);
+  EXPECT_THROW(link->send(status_request(1)), NetError);
   listener->close();  // nothing is left to close, and that is fine
   EXPECT_THROW(dial(net, options(), listener->address(), 2000ms), Error);
 }

@@ -101,6 +101,13 @@ Bytes frame_of(const M& message, std::uint64_t sequence, std::uint64_t epoch = 0
   return frame_bytes(M::kType, wire::encode(message), sequence, epoch);
 }
 
+inline wire::StatusRequest status_request(std::uint64_t id, bool measure = false) {
+  wire::StatusRequest request;
+  request.request = id;
+  request.measure = measure;
+  return request;
+}
+
 // A blocking socket with time limits that says what a test wants it to.
 class RawPeer : private Socket {
  public:

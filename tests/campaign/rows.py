@@ -1,0 +1,226 @@
+"""The campaign's rows: RELIABILITY's table as far as transport, workers, cache and links go.
+
+A row is a case that takes a rig and a number, or a program that counts by itself. The cases are
+those of tests/python/cluster; here stands how many of each make the full number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import fault_kills
+import fault_links
+import fault_others
+from journal import Line
+
+Case = Callable[..., dict[str, float]]
+_SAID = "others live, named error within 5 s, no orphan, next load works"
+_SAME = "100 % token-identical"
+
+
+@dataclass(frozen=True)
+class CaseRow:
+    """``full`` calls of a case on a rig: "copies", "pulling", "three" or "net"."""
+
+    line: Line
+    rig: str
+    case: Case
+
+
+@dataclass(frozen=True)
+class ProgramRow:
+    """A test program that takes its number from the environment, and a seed.
+
+    A unit of that number is ``per_unit`` cases; a run has ``per_run`` cases at most.
+    """
+
+    line: Line
+    target: str
+    filter: str
+    variable: str
+    per_unit: int
+    per_run: int
+
+
+@dataclass(frozen=True)
+class FuzzRow:
+    """A fuzz target; cases are its runs."""
+
+    line: Line
+    target: str
+    per_run: int
+
+
+Row = CaseRow | ProgramRow | FuzzRow
+
+
+def _kills() -> list[Row]:
+    rows: list[Row] = []
+    group = "kill -9 (450)"
+    for moment, case in fault_kills.KILLS.items():
+        rig = "pulling" if moment in fault_kills.PULLED else "copies"
+        line = Line(f"kill a worker: {moment}", group, 30, _SAID)
+        rows.append(CaseRow(line, rig, case))
+    for moment in fault_others.MOMENTS:
+        line = Line(
+            f"kill the coordinator: {moment}", group, 30,
+            "workers live, KV free within 30 s, weights not read again",
+        )  # fmt: skip
+        rows.append(
+            CaseRow(line, "copies", partial(fault_others.killed_coordinator, moment=moment))
+        )
+    return rows
+
+
+def _resumes() -> list[Row]:
+    group = "resume after a kill in decode (200 positions each)"
+    return [
+        CaseRow(
+            Line(f"on_loss={on_loss}", group, 200, _SAME),
+            "three",
+            partial(fault_others.resumed, on_loss=on_loss),
+        )
+        for on_loss in ("wait", "replan")
+    ]
+
+
+def _stops() -> list[Row]:
+    group = "SIGSTOP (60), flapping (300), coordinators in a row (50)"
+    rows: list[Row] = [
+        CaseRow(
+            Line(
+                f"SIGSTOP {seconds:.0f} s", group, 15,
+                "nobody sees it" if seconds < 3 else "lost, fenced off when it wakes",
+            ),
+            "copies",
+            partial(fault_others.stopped, seconds=seconds),
+        )
+        for seconds in (1.0, 2.0, 4.0, 30.0)
+    ]  # fmt: skip
+    rows += [
+        CaseRow(
+            Line(f"SIGSTOP 5 s, on_loss={on_loss}", group, 15, _SAME),
+            "copies",
+            partial(fault_others.slept_through, seconds=5.0, on_loss=on_loss),
+        )
+        for on_loss in ("wait", "replan")
+    ]
+    rows.append(CaseRow(Line("flapping worker", group, 150, _SAME), "copies", fault_others.flapped))
+    rows.append(
+        CaseRow(
+            Line("coordinators in a row", group, 50, "weights not read again, the same tokens"),
+            "copies",
+            fault_others.next_coordinator,
+        )
+    )
+    return rows
+
+
+def _links() -> list[Row]:
+    group = "bad links (20 of each profile)"
+    must = "identical tokens or a typed error, never silently different"
+    rows: list[Row] = [
+        CaseRow(
+            Line(f"link: {profile}", group, 20, must if not whole else "identical tokens"),
+            "copies",
+            partial(fault_links.bad_link, profile=profile),
+        )
+        for profile, (_, whole) in fault_links.PROFILES.items()
+    ]
+    rows += [
+        CaseRow(
+            Line(f"link, on_loss=wait: {profile}", group, 20, "identical tokens"),
+            "copies",
+            partial(fault_links.bad_link_survived, profile=profile),
+        )
+        for profile, (_, whole) in fault_links.PROFILES.items()
+        if not whole
+    ]
+    rows += [
+        CaseRow(
+            Line(f"namespaces: {profile}", group, 20, must if not whole else "identical tokens"),
+            "net",
+            partial(fault_links.bad_net, profile=profile),
+        )
+        for profile, whole in fault_links.NET_PROFILES.items()
+    ]
+    rows.append(
+        CaseRow(
+            Line("weights over a bad link", group, 60, "a good load or a typed error; then a good"),
+            "pulling",
+            fault_links.harmed_load,
+        )
+    )
+    return rows
+
+
+def _programs() -> list[Row]:
+    group = "transport and cache, in C++"
+    return [
+        FuzzRow(
+            Line("libFuzzer: frame decoder", group, 100_000_000, "no crash, leak or slow input"),
+            "fuzz_wire_frame", 2_000_000,
+        ),
+        FuzzRow(
+            Line("libFuzzer: message sequences", group, 20_000_000, "no crash, leak or slow input"),
+            "fuzz_wire_messages", 500_000,
+        ),
+        ProgramRow(
+            Line(
+                "malformed frames (plain; half as many under TLS)", group, 1_000_000,
+                "no crash, RSS drift <= 16 MB, a good client is served",
+            ),
+            "test_net", "*Malformed*", "MOESAIC_MALFORMED", 1, 20_000,
+        ),
+        ProgramRow(
+            Line(
+                "strangers, 20 kinds", group, 10_000,
+                "refused within 5 s, no application byte",
+            ),
+            "test_net", "Strangers.*", "MOESAIC_STRANGERS", 20, 1_000,
+        ),
+        ProgramRow(
+            Line(
+                "slow-loris 1,000, slow readers 100, half-open 100", group, 1_200,
+                "closed at the deadline, detected within 5 s, the node is named",
+            ),
+            "test_net", "Crowd.*", "MOESAIC_CROWD", 12, 1_200,
+        ),
+        ProgramRow(
+            Line(
+                "cache: damaged, truncated and swapped files", group, 1_000,
+                "loads; nothing bad is ever used",
+            ),
+            "test_cluster", "SliceFault.DamagedCacheFiles", "MOESAIC_CACHE_FILES", 1, 1_000,
+        ),
+        ProgramRow(
+            Line(
+                "cache: ENOSPC, EIO, short write at every write; a kill at every write", group, 1,
+                "loads; no half file is left",
+            ),
+            "test_cluster", "Kinds/FailingDisk.*:SliceFault.KilledAtEveryWrite",
+            "MOESAIC_ALL", 1, 1,
+        ),
+    ]  # fmt: skip
+
+
+def _people() -> list[Row]:
+    group = "Ctrl-C and long lives"
+    return [
+        CaseRow(
+            Line("Ctrl-C: decode, prefill, score, load, wait", group, 100,
+                 "within 100 ms (load 1 s), object usable"),
+            "copies", fault_others.interrupted,
+        ),
+        CaseRow(
+            Line("open, load, close", group, 1_000, "RSS and descriptors flat"),
+            "copies", fault_others.opened_and_closed,
+        ),
+    ]  # fmt: skip
+
+
+def rows() -> list[Row]:
+    """Return all rows in the table's order."""
+    return [*_programs(), *_kills(), *_resumes(), *_stops(), *_links(), *_people()]

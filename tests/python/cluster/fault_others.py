@@ -1,0 +1,319 @@
+"""Cases: coordinators that die, workers that stop, stop and come back, and Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import fault_rig
+from fault_kills import Figures, stream
+from fault_rig import (
+    DEMO,
+    FREED_S,
+    LATE_S,
+    LOST_S,
+    Once,
+    Rig,
+    after,
+    check,
+    dice,
+    eventually,
+    generate,
+    reference,
+)
+
+import moesaic
+
+SCRIPT = Path(__file__).with_name("fault_coordinator.py")
+#: Where a coordinator is killed: at the first line that begins so, and how long after it at most.
+MOMENTS: dict[str, tuple[str, float]] = {
+    "handshake": ("connecting", 0.02),
+    "load": ("connected", 0.05),
+    "prefill": ("prefill", 0.05),
+    "decode": ("decode", 0.2),
+    "session save": ("saving", 0.005),
+    "shutdown": ("closing", 0.005),
+}
+
+
+def coordinator(rig: Rig, *, once: bool) -> subprocess.Popen[str]:
+    """Start a coordinator on the rig's workers."""
+    path = os.pathsep.join(sys.path)
+    process = subprocess.Popen(
+        [sys.executable, str(SCRIPT), ",".join(rig.addresses), str(DEMO), str(rig.folder)]
+        + (["once"] if once else []),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path},
+    )
+    assert process.stdin is not None
+    process.stdin.write(rig.key.decode() + "\n")
+    process.stdin.flush()
+    return process
+
+
+def killed_coordinator(rig: Rig, i: int, moment: str) -> Figures:
+    """Kill a coordinator; workers free its cache, keep the weights, and take the next one."""
+    line, most = MOMENTS[moment]
+    rig.revive()
+    with rig.load() as model:  # the weights are there
+        check(model, 5)
+    rig.settle()
+    before = rig.cluster.nodes
+    n_skip = dice(i, moment).randrange(1, 60) if moment == "decode" else 1
+    with coordinator(rig, once=False) as process:
+        assert process.stdout is not None
+        for said in process.stdout:
+            n_skip -= said.startswith(line)
+            if n_skip == 0:
+                break
+        time.sleep(dice(i, moment).uniform(0.0, most))
+        process.kill()
+        began = time.monotonic()
+        process.stdout.read()
+    assert all(rig.lives()), "a worker died with its coordinator"
+
+    def freed() -> bool:
+        now = rig.cluster.nodes
+        return all(
+            b.state == "idle" and b.memory_free == a.memory_free and not sessions(b)
+            for a, b in zip(before, now, strict=True)
+        )
+
+    eventually(freed, FREED_S, "the dead coordinator's cache is free")
+    took = time.monotonic() - began
+    with rig.load() as model:
+        check(model)
+    now = rig.cluster.nodes
+    assert [n.bytes_read for n in now] == [n.bytes_read for n in before], "weights were read again"
+    saved = rig.folder / "coordinator.session"
+    if saved.exists():  # whole or not at all
+        with rig.load() as model, model.load_session(saved) as session:
+            assert len(session) == 400
+    for path in rig.folder.glob("*.session*"):
+        path.unlink()
+    return {"freed_after_s": took}
+
+
+def sessions(node: moesaic.Node) -> int:
+    """Return how many sequences a worker has."""
+    return sum(model.sessions for model in node.models)
+
+
+def resumed(rig: Rig, i: int, on_loss: str) -> Figures:
+    """Kill a worker at position i of a generation that goes on by itself: the same tokens."""
+    rig.revive()
+    victim = i % len(rig.workers)
+    at = 1 + i % 200
+    kill = Once(lambda: rig.kill(victim))
+    back = threading.Thread(target=lambda: (time.sleep(0.3), rig.revive()))
+    got: list[int] = []
+    with rig.load(on_loss=on_loss, wait_seconds=60) as model:
+        try:
+            for chunk in stream(model, 220):
+                got += chunk
+                if len(got) >= at and not kill.done:
+                    kill()
+                    if on_loss == "wait":
+                        back.start()
+            took = kill.seconds_ago()
+        finally:
+            if back.ident is not None:
+                back.join()
+        assert got == reference.tokens(220), f"other tokens after {at}: {got}"
+        check(model)  # and what comes next as well
+    rig.revive()
+    return {"whole_after_s": took}
+
+
+def stopped(rig: Rig, i: int, seconds: float) -> Figures:
+    """SIGSTOP for a while: short ones nobody sees, after long ones the sleeper is fenced off."""
+    rig.revive()
+    victim = i % len(rig.workers)
+    transparent = seconds < 3.0
+    got: list[int] = []
+    stop = Once(lambda: rig.signal(victim, signal.SIGSTOP))
+    wake = threading.Timer(seconds, lambda: rig.signal(victim, signal.SIGCONT))
+    with rig.load() as model:
+        try:
+            try:
+                for chunk in stream(model, 400):
+                    got += chunk
+                    if len(got) >= dice(i, "stop").randrange(1, 150) and not stop.done:
+                        stop()
+                        wake.start()
+                error = None
+            except moesaic.WorkerLost as caught:
+                error = caught
+            took = stop.seconds_ago()
+            if transparent:
+                assert error is None, error
+                assert got == reference.tokens(400), "other tokens"
+            else:
+                assert error is not None, f"{seconds} s of silence were not seen"
+                assert took < LOST_S + LATE_S, f"{took:.1f} s: {error}"
+                assert rig.addresses[victim] in str(error), error
+                assert [int(t) for t in error.tokens] == reference.tokens(400)[: len(error.tokens)]
+        finally:
+            if wake.ident is not None:
+                wake.join()
+    # Awake again: what it still did under the old epoch goes nowhere, and the next load takes it.
+    assert all(rig.lives())
+    rig.settle()
+    with rig.load() as model:
+        check(model)
+        if not transparent:
+            assert generate(model, 60, 3) == reference.tokens(60, 3), "other tokens after the sleep"
+    return {"seconds": seconds, "said_after_s": took}
+
+
+def slept_through(rig: Rig, i: int, seconds: float, on_loss: str) -> Figures:
+    """SIGSTOP long enough to be lost, of a generation that goes on by itself: the same tokens."""
+    rig.revive()
+    victim = i % len(rig.workers)
+    stop = Once(lambda: rig.signal(victim, signal.SIGSTOP))
+    wake = threading.Timer(seconds, lambda: rig.signal(victim, signal.SIGCONT))
+    got: list[int] = []
+    with rig.load(on_loss=on_loss, wait_seconds=120) as model:
+        try:
+            for chunk in stream(model, 300):
+                got += chunk
+                if len(got) >= 20 + i and not stop.done:
+                    stop()
+                    wake.start()
+            took = stop.seconds_ago()
+        finally:
+            if wake.ident is not None:
+                wake.join()
+        assert got == reference.tokens(300), "other tokens"
+        check(model)  # with the sleeper awake again, whose frames are of a dead epoch
+    rig.settle()
+    return {"seconds": seconds, "whole_after_s": took}
+
+
+def flapped(rig: Rig, i: int) -> Figures:
+    """A worker that dies and comes back, twice in one generation, also while it is brought back."""
+    rig.revive()
+    victim = i % len(rig.workers)
+    random = dice(i, "flap")
+    over = threading.Event()
+
+    def flap() -> None:
+        for _ in range(2):
+            time.sleep(random.uniform(0.0, 0.5))
+            rig.kill(victim)
+            time.sleep(random.uniform(0.0, 0.5))
+            rig.revive()
+        over.set()
+
+    with rig.load(on_loss="wait", wait_seconds=60) as model:
+        thread = threading.Thread(target=flap)
+        thread.start()
+        try:
+            n = 0
+            while not over.is_set() or n == 0:
+                seed = n % 5
+                got = generate(model, 120, seed)
+                assert got == reference.tokens(120, seed), f"other tokens: {got}"
+                n += 1
+        finally:
+            thread.join()
+        check(model)
+    return {"generations": n}
+
+
+def interrupted(rig: Rig, i: int) -> Figures:
+    """Ctrl-C in what a person waits for; the object is usable and the workers are idle soon."""
+    kinds: list[tuple[str, Callable[[moesaic.Model], object]]] = [
+        ("decode", lambda m: [generate(m, 400) for _ in range(1000)]),
+        ("prefill", lambda m: [m.forward(fault_rig.long_prompt(500)) for _ in range(10000)]),
+        ("score", lambda m: [m.score([[5] * 300] * 64, [[6, 7]] * 64) for _ in range(1000)]),
+        ("load", lambda m: [rig.load().close() for _ in range(1000)]),
+        ("wait", lambda m: generate(m, 400)),
+    ]
+    name, call = kinds[i % len(kinds)]
+    rig.revive()
+    victim = i % len(rig.workers)
+    press = Once(lambda: os.kill(os.getpid(), signal.SIGINT))
+    options = {"on_loss": "wait"} if name == "wait" else {}
+    with rig.load(**options) as model:
+        if name == "wait":
+            rig.kill(victim)
+        took = _pressed(press, dice(i, "ctrl-c").uniform(0.05, 0.6), lambda: call(model))
+        late = 1.0 if name == "load" else 0.1
+        assert took < late + 0.5, f"{name}: heard after {took:.3f} s"
+        if name != "wait":
+            began = time.monotonic()
+            check(model)
+            assert time.monotonic() - began < LOST_S
+    rig.revive()
+    if name == "wait":
+        with rig.load() as model:
+            check(model)
+    return {f"heard_after_s_{name}": took, "in_time": float(took <= late)}
+
+
+def _pressed(press: Once, seconds: float, call: Callable[[], object]) -> float:
+    try:
+        with after(seconds, press):
+            call()
+    except KeyboardInterrupt:
+        return press.seconds_ago()
+    raise AssertionError("Ctrl-C was not heard")
+
+
+def next_coordinator(rig: Rig, i: int) -> Figures:
+    """One coordinator after the other, some killed: what is held is not read again."""
+    rig.revive()
+    with rig.load() as model:
+        check(model, 5)
+    rig.settle()
+    before = rig.cluster.nodes
+    with coordinator(rig, once=i % 2 == 0) as process:
+        assert process.stdout is not None
+        if i % 2 == 0:
+            said = process.stdout.read().splitlines()
+            assert said[-1] == "over", said[-3:]
+            tokens = next(line for line in said if line.startswith("tokens"))
+            assert tokens == f"tokens {reference.tokens(200)}"
+        else:
+            time.sleep(dice(i, "next").uniform(0.2, 1.5))
+            process.kill()
+            process.stdout.read()
+    rig.settle()
+    now = rig.cluster.nodes
+    assert [n.bytes_read for n in now] == [n.bytes_read for n in before], "weights were read again"
+    assert [n.pid for n in now] == [n.pid for n in before]
+    return {}
+
+
+def opened_and_closed(rig: Rig, i: int) -> Figures:
+    """Open, load, close: neither this process nor the workers grow."""
+    rig.revive()
+    with rig.connect() as cluster, rig.load(cluster) as model:
+        assert generate(model, 3) == reference.tokens(3)
+    rig.settle()
+    sizes = [footprint(pid) for pid in (os.getpid(), *rig.pids())]
+    if len(rig.sizes) < 10:  # allocators and pools warm up
+        rig.sizes.append(sizes)
+        return {}
+    for (rss, fds), (rss_then, fds_then) in zip(sizes, rig.sizes[-1], strict=True):
+        assert rss < rss_then + _DRIFT, f"{rss} bytes, {rss_then} at first"
+        assert fds <= fds_then + 2, f"{fds} descriptors, {fds_then} at first"
+    return {"drift_mb": max(s[0] - b[0] for s, b in zip(sizes, rig.sizes[-1], strict=True)) / 1e6}
+
+
+_DRIFT = 16_000_000
+
+
+def footprint(pid: int) -> tuple[int, int]:
+    """Return a process's resident bytes and open descriptors."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGESIZE"), len(os.listdir(f"/proc/{pid}/fd"))
