@@ -90,46 +90,44 @@ def report(
 
 def hop_model(folder: Path) -> Path:
     """A model 2,048 wide with next to nothing in it: what its tokens cost is hops."""
-    from gguf import GGUFWriter  # a bench dependency, as in make_bench_model.py
-
     path = folder / "hop.gguf"
-    writer = GGUFWriter(path, "llama")
-    heads, d_ff, vocab, layers = 16, 32, 64, 2
-    writer.add_context_length(4096)
-    writer.add_embedding_length(HOP_WIDTH)
-    writer.add_block_count(layers)
-    writer.add_feed_forward_length(d_ff)
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(1)
-    writer.add_key_length(32)
-    writer.add_value_length(32)
-    writer.add_rope_dimension_count(32)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_tokenizer_model("llama")
-    writer.add_token_list([f"t{i}" for i in range(vocab)])
-    writer.add_token_scores([0.0] * vocab)
-    writer.add_token_types([1] * vocab)
-    rng = np.random.default_rng(1)
-
-    def add(name: str, *shape: int) -> None:
-        writer.add_tensor(name, rng.normal(0, 0.02, shape).astype(np.float32))
-
-    add("token_embd.weight", vocab, HOP_WIDTH)
-    add("output_norm.weight", HOP_WIDTH)
+    heads, d_head, d_ff, vocab, layers = 16, 32, 32, 64, 2
+    metadata: dict[str, Any] = {
+        "general.architecture": "llama",
+        "llama.context_length": 4096,
+        "llama.embedding_length": HOP_WIDTH,
+        "llama.block_count": layers,
+        "llama.feed_forward_length": d_ff,
+        "llama.attention.head_count": heads,
+        "llama.attention.head_count_kv": 1,
+        "llama.attention.key_length": d_head,
+        "llama.attention.value_length": d_head,
+        "llama.rope.dimension_count": d_head,
+        "llama.attention.layer_norm_rms_epsilon": 1e-5,
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": [f"t{i}" for i in range(vocab)],
+        "tokenizer.ggml.scores": [0.0] * vocab,
+        "tokenizer.ggml.token_type": [1] * vocab,
+    }
+    shapes: dict[str, tuple[int, ...]] = {
+        "token_embd.weight": (vocab, HOP_WIDTH),
+        "output_norm.weight": (HOP_WIDTH,),
+    }
     for i in range(layers):
-        for norm in ("attn_norm", "ffn_norm"):
-            add(f"blk.{i}.{norm}.weight", HOP_WIDTH)
-        add(f"blk.{i}.attn_q.weight", heads * 32, HOP_WIDTH)
-        add(f"blk.{i}.attn_k.weight", 32, HOP_WIDTH)
-        add(f"blk.{i}.attn_v.weight", 32, HOP_WIDTH)
-        add(f"blk.{i}.attn_output.weight", HOP_WIDTH, heads * 32)
-        add(f"blk.{i}.ffn_gate.weight", d_ff, HOP_WIDTH)
-        add(f"blk.{i}.ffn_up.weight", d_ff, HOP_WIDTH)
-        add(f"blk.{i}.ffn_down.weight", HOP_WIDTH, d_ff)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+        shapes |= {
+            f"blk.{i}.attn_norm.weight": (HOP_WIDTH,),
+            f"blk.{i}.ffn_norm.weight": (HOP_WIDTH,),
+            f"blk.{i}.attn_q.weight": (heads * d_head, HOP_WIDTH),
+            f"blk.{i}.attn_k.weight": (d_head, HOP_WIDTH),
+            f"blk.{i}.attn_v.weight": (d_head, HOP_WIDTH),
+            f"blk.{i}.attn_output.weight": (HOP_WIDTH, heads * d_head),
+            f"blk.{i}.ffn_gate.weight": (d_ff, HOP_WIDTH),
+            f"blk.{i}.ffn_up.weight": (d_ff, HOP_WIDTH),
+            f"blk.{i}.ffn_down.weight": (HOP_WIDTH, d_ff),
+        }
+    rng = np.random.default_rng(1)
+    tensors = {name: rng.normal(0, 0.02, s).astype(np.float32) for name, s in shapes.items()}
+    moesaic.write_gguf(path, metadata, tensors)
     return path
 
 
@@ -179,7 +177,9 @@ def loads(rows: list[dict[str, Any]], path: Path) -> None:
             first.load(path, progress=False).close()
             emit(rows, name, time.perf_counter() - begin, "s")
         nodes = first.nodes
-        share = sum(n.bytes_read for n in nodes) / sum(m.weights for n in nodes for m in n.models)
+        share = sum(n.bytes_read for n in nodes) / sum(
+            m.weights_bytes for n in nodes for m in n.models
+        )
         emit(rows, "bytes read / bytes held", share, "", goal=1.02)
         begin = time.perf_counter()
         launcher = first.launcher

@@ -17,8 +17,10 @@ double seconds(Clock::duration duration) { return std::chrono::duration<double>(
 
 LinkRates measure_link(net::NetThread& net, net::LinkOptions options, const std::string& address) {
   constexpr int kSmall = 20;
-  constexpr int kLarge = 4;
-  constexpr std::size_t kLargeBytes = (std::size_t{4} << 20U) - 4096;  // within a blob's limit
+  constexpr std::size_t kFrameBytes = (std::size_t{4} << 20U) - 4096;  // within a blob's limit
+  constexpr std::size_t kFirstBytes = std::size_t{32} << 10U;
+  constexpr std::size_t kMostBytes = std::size_t{16} << 20U;
+  constexpr double kEnoughS = 0.02;
   struct Answers {
     std::mutex mutex;
     std::condition_variable changed;
@@ -58,14 +60,21 @@ LinkRates measure_link(net::NetThread& net, net::LinkOptions options, const std:
     wait_for(i + 1);
     rates.rtt_s = std::min(rates.rtt_s, seconds(Clock::now() - begin));
   }
-  const auto begin = Clock::now();
-  for (int i = 0; i < kLarge; ++i) {
-    link->send(wire::Blob{static_cast<std::uint64_t>(kSmall + i)},
-               std::vector<std::uint8_t>(kLargeBytes));
+  // Twice as much each time, until it takes long enough to be measured: a slow link is not kept
+  // busy for seconds.
+  int n = kSmall;
+  for (std::size_t n_bytes = kFirstBytes; n_bytes <= kMostBytes; n_bytes *= 2) {
+    const auto begin = Clock::now();
+    for (std::size_t left = n_bytes; left > 0; ++n) {
+      const std::size_t size = std::min(left, kFrameBytes);
+      link->send(wire::Blob{static_cast<std::uint64_t>(n)}, std::vector<std::uint8_t>(size));
+      left -= size;
+    }
+    wait_for(n);
+    const double took = std::max(seconds(Clock::now() - begin) - rates.rtt_s, 1e-6);
+    rates.bytes_per_s = static_cast<double>(n_bytes) / took;
+    if (took > kEnoughS) break;
   }
-  wait_for(kSmall + kLarge);
-  const double took = std::max(seconds(Clock::now() - begin) - rates.rtt_s, 1e-6);
-  rates.bytes_per_s = static_cast<double>(kLarge * kLargeBytes) / took;
   link->close();
   return rates;
 }

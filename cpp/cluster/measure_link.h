@@ -10,7 +10,7 @@ namespace moesaic::cluster {
 
 struct LinkRates {
   double rtt_s = 0;        // the best of some small frames there and back
-  double bytes_per_s = 0;  // one way, of some 4 MiB frames
+  double bytes_per_s = 0;  // one way, of up to 16 MiB
 };
 
 // Dials `address` as an observer. Throws NetError, DeadlineError. Not on the net thread.

@@ -1,6 +1,7 @@
 // The worker's listener, its links, and who gets which message; see worker.h.
 #include "cluster/worker.h"
 
+#include <malloc.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -459,6 +460,10 @@ void WorkerImpl::keep_house() {
 }  // namespace
 
 std::unique_ptr<Worker> Worker::start(WorkerOptions options) {
+  // Activations come and go in pieces of megabytes. Left to itself the allocator keeps them in its
+  // heap once they were freed, and the process stays larger than its plan says.
+  constexpr int kMmapThreshold = 1 << 20;
+  mallopt(M_MMAP_THRESHOLD, kMmapThreshold);
   return std::make_unique<WorkerImpl>(std::move(options));
 }
 
