@@ -22,7 +22,7 @@ import typer
 
 from moesaic import _core
 from moesaic._version import __version__
-from moesaic.cli.terminal import command, plain
+from moesaic.cli.terminal import command, human_bytes, plain
 from moesaic.errors import ArgumentError, IoError
 from moesaic.folders import cache_folder, make_private
 from moesaic.units import parse_bytes
@@ -112,6 +112,11 @@ def worker(
     if models is not None and not models.is_dir():
         raise ArgumentError(f"[worker] --models: {models} is no folder")
     folder = None if no_cache else make_private(cache or cache_folder())
+    memory_bytes = 0 if memory is None else parse_bytes(memory, "--memory", "worker")
+    free_bytes = _core.available_memory_bytes()
+    if memory_bytes > free_bytes:
+        text = f"--memory {memory}, but {human_bytes(free_bytes)} are free here now"
+        write_event("warning", text, {"free_bytes": str(free_bytes)}, log_json)
     core = _core.Worker(
         listen=listen,
         advertise=advertise,
@@ -119,7 +124,7 @@ def worker(
         plain_beyond_loopback=plain_beyond_loopback,
         models=os.fsencode(models) if models else b"",
         cache=os.fsencode(folder) if folder else b"",
-        memory_bytes=0 if memory is None else parse_bytes(memory, "--memory", "worker"),
+        memory_bytes=memory_bytes,
         threads=threads or 0,
         backend="auto",
         release=__version__,
@@ -211,22 +216,25 @@ def print_ready(address: str) -> None:
 
 def write_log(core: _core.Worker, as_json: bool, stop: Stop) -> None:
     """Write what happens, one line each, until the worker is closed."""
-    # The journal has its own clock.
-    with_time = "JOURNAL_STREAM" not in os.environ
     while True:
         news = core.next_event(3600.0)
-        if news is None:
-            if not core.stopped:
-                continue
+        if news is not None:
+            event, text, fields = news
+            write_event(event, text, dict(fields), as_json)
+        elif core.stopped:
             stop.set()
             return
-        event, text, fields = news
-        now = datetime.now().astimezone().isoformat(timespec="milliseconds")
-        if as_json:
-            record = {"time": now, "event": event, "text": text, **dict(fields)}
-            line = json.dumps(record, ensure_ascii=False)
-        else:
-            line = f"{now + ' ' if with_time else ''}{event}: {plain(text)}"
-        with contextlib.suppress(OSError, ValueError):  # without a log the work goes on
-            sys.stderr.write(line + "\n")
-            sys.stderr.flush()
+
+
+def write_event(event: str, text: str, fields: dict[str, str], as_json: bool) -> None:
+    """Write one line of the log."""
+    now = datetime.now().astimezone().isoformat(timespec="milliseconds")
+    if as_json:
+        record = {"time": now, "event": event, "text": text, **fields}
+        line = json.dumps(record, ensure_ascii=False)
+    else:
+        with_time = "JOURNAL_STREAM" not in os.environ  # the journal has its own clock
+        line = f"{now + ' ' if with_time else ''}{event}: {plain(text)}"
+    with contextlib.suppress(OSError, ValueError):  # without a log the work goes on
+        sys.stderr.write(line + "\n")
+        sys.stderr.flush()

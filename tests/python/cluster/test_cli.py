@@ -130,6 +130,13 @@ def test_the_log_as_json_is_one_object_a_line():
         assert event["event"] and event["text"] and event["time"][10] == "T"
 
 
+def test_more_memory_than_there_is_is_said():
+    with Worker("--listen", "127.0.0.1:0", "--no-cache", "--memory", "900T", "--log-json") as w:
+        _, _, log = w.end()
+    first = json.loads(log.splitlines()[0])
+    assert first["event"] == "warning" and "--memory 900T" in first["text"]
+
+
 def test_loads_and_ends_of_coordinators_are_lines_of_the_log(demo_path):
     with Worker("--listen", "127.0.0.1:0", "--no-cache", "--log-json") as w:
         with moesaic.Cluster([w.address]) as c, c.load(demo_path, n_ctx=64):

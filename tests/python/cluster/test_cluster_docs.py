@@ -100,7 +100,8 @@ def desk(bench):
         try:
             for process in running:
                 assert process.stderr is not None
-                assert "ready" in process.stderr.readline()
+                while "ready: " not in (line := process.stderr.readline()):
+                    assert "warning: --memory" in line  # these machines are one, and small
             yield made
             for process in running:
                 process.send_signal(signal.SIGTERM)
