@@ -417,6 +417,28 @@ TEST_F(SliceFault, SpoiledHeadersAreNotBelieved) {
   expect_good(rig.store->open(request({a, source("source:2")})));
 }
 
+TEST_F(SliceFault, HeadersOfAnotherModelAreNotBelieved) {
+  // Whole and well-formed, of the same length, but not those that the manifest names.
+  ModelSpec other_spec;
+  other_spec.seed = 2;
+  const auto other = gguf::File::open(write_model(origin, "other.gguf", other_spec));
+  ASSERT_EQ(other->headers()[0].size(), header_bytes);
+  Folder cache;
+  const auto a = source();
+  a->spoil = [&](const wire::BlobRequest& blob, Bytes& bytes) {
+    if (blob.tensor != wire::kHeaderTensor) return;
+    const auto from = other->headers()[0].subspan(blob.offset, blob.n_bytes);
+    bytes.assign(from.begin(), from.end());
+  };
+  Rig rig("", cache.str());
+  OpenSlice headers = request({a});
+  headers.tensors.clear();
+  for (const OpenSlice& slice : {request({a}), headers}) {
+    const std::string text = thrown<IoError>([&] { rig.store->open(slice); });
+    EXPECT_NE(text.find("another identity"), std::string::npos) << text;
+  }
+}
+
 TEST_F(SliceFault, SourcesThatHaveOnlyAPartOfIt) {
   Folder cache;
   const auto only = [&](std::uint32_t begin, std::uint32_t end, const std::string& name) {
