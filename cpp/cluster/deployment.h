@@ -34,8 +34,8 @@ class DeploymentHost {
   virtual const WorkerOptions& options() const = 0;
   virtual WeightStore& store() = 0;
   virtual HeldSlices& held() = 0;
-  virtual std::mutex& compute() = 0;        // held while a micro-batch runs
-  virtual std::timed_mutex& loading() = 0;  // held while weights are loaded
+  virtual std::mutex& compute() = 0;  // held while a micro-batch runs
+  virtual std::mutex& loading() = 0;  // held while weights are loaded
   virtual std::uint64_t memory_bytes() const = 0;
   // KV cache and scratch of all deployments but `except`.
   virtual std::uint64_t working_bytes(std::uint64_t except_epoch) const = 0;

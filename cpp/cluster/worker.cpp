@@ -51,7 +51,7 @@ class WorkerImpl final : public Worker, public DeploymentHost {
   WeightStore& store() override { return *store_; }
   HeldSlices& held() override { return held_; }
   std::mutex& compute() override { return compute_; }
-  std::timed_mutex& loading() override { return loading_; }
+  std::mutex& loading() override { return loading_; }
   std::uint64_t memory_bytes() const override { return memory_bytes_; }
   std::uint64_t working_bytes(std::uint64_t except_epoch) const override;
   void log(LogEvent event) override;
@@ -84,7 +84,7 @@ class WorkerImpl final : public Worker, public DeploymentHost {
   std::unique_ptr<BlobServer> blobs_;
   HeldSlices held_;
   std::mutex compute_;
-  std::timed_mutex loading_;
+  std::mutex loading_;
   std::mutex log_mutex_;
   std::atomic<bool> stopped_{false};
 
