@@ -253,31 +253,57 @@ TEST_F(BlobLink, RefusalsKeepTheirMeaning) {
   thrown<NetError>([&] { source->manifest(identity, "../m.gguf", true, nullptr); });
 }
 
+// A store whose disk hangs until it is told otherwise.
+class StuckStore final : public WeightStore {
+ public:
+  OpenedSlice open(const OpenSlice&) override { fail<IoError>("stuck"); }
+  void offer(std::shared_ptr<const gguf::File>, const std::string&) override {}
+  std::optional<wire::Manifest> manifest(const wire::ManifestRequest& request) override {
+    ++n_begun;
+    EXPECT_TRUE(eventually([this] { return released.load(); }));
+    wire::Manifest manifest;
+    manifest.request = request.request;
+    return manifest;
+  }
+  std::vector<std::uint8_t> read(const wire::BlobRequest&) override { fail<IoError>("stuck"); }
+  std::uint64_t bytes_read() const override { return 0; }
+  std::atomic<int> n_begun{0};
+  std::atomic<bool> released{false};
+};
+
 TEST_F(BlobLink, TooManyRequestsAreRefusedNotQueued) {
-  Rig a(models.str(), "");
-  Node node(net, *a.store, std::nullopt);
+  StuckStore stuck;
+  Node node(net, stuck, std::nullopt);
   net::testing::RawPeer raw(node.address());
   ASSERT_TRUE(raw.greet(net::random_node_id()));
-  ASSERT_TRUE(eventually([&] { return node.link(0) != nullptr; }));
-  wire::ManifestRequest ask;
-  ask.name = "m.gguf";
-  Bytes burst;
-  constexpr int kRequests = 400;
-  for (int i = 0; i < kRequests; ++i) {
-    ask.request = static_cast<std::uint64_t>(i) + 1;
-    const Bytes frame = net::testing::frame_of(ask, static_cast<std::uint64_t>(i));
-    burst.insert(burst.end(), frame.begin(), frame.end());
-  }
-  ASSERT_TRUE(raw.send(burst));
-  int answered = 0;
-  int refused = 0;
-  while (answered + refused < kRequests) {
+  std::uint64_t n_sent = 0;
+  const auto ask = [&](int n) {
+    Bytes burst;
+    for (int i = 0; i < n; ++i, ++n_sent) {
+      wire::ManifestRequest request;
+      request.request = n_sent + 1;
+      const Bytes frame = net::testing::frame_of(request, n_sent);
+      burst.insert(burst.end(), frame.begin(), frame.end());
+    }
+    ASSERT_TRUE(raw.send(burst));
+  };
+  ask(1);
+  ASSERT_TRUE(eventually([&] { return stuck.n_begun == 1; }));
+  ask(100);  // 64 wait behind the first, the others hear so at once
+  std::uint64_t answered = 0;
+  std::uint64_t refused = 0;
+  while (answered + refused < n_sent) {
     const auto frame = raw.receive_frame();
     ASSERT_TRUE(frame.has_value());
+    if (const auto* error = std::get_if<wire::ErrorReply>(&frame->message)) {
+      EXPECT_EQ(error->kind, wire::ErrorKind::kDeadline);
+      EXPECT_GT(error->request, 65U);
+      if (++refused == 36) stuck.released = true;
+    }
     if (std::holds_alternative<wire::Manifest>(frame->message)) ++answered;
-    if (std::holds_alternative<wire::ErrorReply>(frame->message)) ++refused;
   }
-  EXPECT_GE(answered, 64);
+  EXPECT_EQ(answered, 65U);
+  EXPECT_EQ(refused, 36U);
 }
 
 TEST_F(BlobLink, WhoDoesNotTakeItsBytesHoldsUpNobody) {
