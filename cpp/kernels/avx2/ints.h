@@ -114,12 +114,12 @@ struct Ints {
     return {offset_signed_of(x.lo, static_cast<std::uint32_t>(mask), offset),
             offset_signed_of(x.hi, static_cast<std::uint32_t>(mask >> 32), offset)};
   }
-  static B points8(const std::uint64_t* grid, const std::uint32_t (&i)[8]) {
+  [[gnu::always_inline]] static B points8(const std::uint64_t* grid, const std::uint32_t (&i)[8]) {
     const auto at = [&](int j) { return static_cast<long long>(grid[i[j]]); };
     return {_mm256_set_epi64x(at(3), at(2), at(1), at(0)),
             _mm256_set_epi64x(at(7), at(6), at(5), at(4))};
   }
-  static B points4(const std::uint32_t* grid, const std::uint32_t (&i)[16]) {
+  [[gnu::always_inline]] static B points4(const std::uint32_t* grid, const std::uint32_t (&i)[16]) {
     const auto at = [&](int j) { return static_cast<int>(grid[i[j]]); };
     return {_mm256_set_epi32(at(7), at(6), at(5), at(4), at(3), at(2), at(1), at(0)),
             _mm256_set_epi32(at(15), at(14), at(13), at(12), at(11), at(10), at(9), at(8))};

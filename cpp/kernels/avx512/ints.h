@@ -131,11 +131,11 @@ struct Ints {
     const __m512i o = set1(offset);
     return _mm512_mask_sub_epi8(_mm512_add_epi8(o, x), mask, o, x);
   }
-  static B points8(const std::uint64_t* grid, const std::uint32_t (&i)[8]) {
+  [[gnu::always_inline]] static B points8(const std::uint64_t* grid, const std::uint32_t (&i)[8]) {
     const auto at = [&](int j) { return static_cast<long long>(grid[i[j]]); };
     return _mm512_set_epi64(at(7), at(6), at(5), at(4), at(3), at(2), at(1), at(0));
   }
-  static B points4(const std::uint32_t* grid, const std::uint32_t (&i)[16]) {
+  [[gnu::always_inline]] static B points4(const std::uint32_t* grid, const std::uint32_t (&i)[16]) {
     const auto at = [&](int j) { return static_cast<int>(grid[i[j]]); };
     return _mm512_set_epi32(at(15), at(14), at(13), at(12), at(11), at(10), at(9), at(8), at(7),
                             at(6), at(5), at(4), at(3), at(2), at(1), at(0));

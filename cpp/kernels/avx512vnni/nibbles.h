@@ -67,7 +67,7 @@ struct Quads : T {
     return _mm256_cvtph_ps(_mm512_castsi512_si128(words));
   }
   using T::d;
-  using T::min;
+  using T::d_and_min;
   static __m256 d(const EightBlocks& bytes) {
     if constexpr (T::kQtype == quant::Qtype::kMXFP4) {
       // The first byte of every block, each in a word of 32 bits.
@@ -79,7 +79,10 @@ struct Quads : T {
       return eight_halves<0>(bytes);
     }
   }
-  static __m256 min(const EightBlocks& bytes) { return eight_halves<2>(bytes); }
+  static void d_and_min(const EightBlocks& bytes, __m256& scale, __m256& minimum) {
+    scale = eight_halves<0>(bytes);
+    minimum = eight_halves<2>(bytes);
+  }
 };
 
 struct FastIQ4XS : IQ4XS<Ints> {

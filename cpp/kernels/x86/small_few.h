@@ -92,7 +92,13 @@ struct SmallFew {
   // Scales and minima, in whatever form the type takes them from.
   template <class Source>
   static void finish(const Source& source, const Dots& sums, std::int64_t chunk, Column* columns) {
-    const __m256 d = T::d(source);
+    __m256 d;
+    __m256 minimum = _mm256_setzero_ps();
+    if constexpr (T::kHasMin) {
+      T::d_and_min(source, d, minimum);
+    } else {
+      d = T::d(source);
+    }
     for (int j = 0; j < kCols; ++j) {
       const ActRow& act = columns[j].act;
       __m256i dots = sums.whole[j];
@@ -114,7 +120,7 @@ struct SmallFew {
       }
       if constexpr (T::kHasMin) {
         const __m256 sum = _mm256_mul_ps(da, _mm256_cvtepi32_ps(act_sums(act, chunk, 1, 1)));
-        columns[j].lanes = _mm256_fmadd_ps(T::min(source), sum, columns[j].lanes);
+        columns[j].lanes = _mm256_fmadd_ps(minimum, sum, columns[j].lanes);
       }
     }
   }

@@ -49,9 +49,16 @@ struct SmallPanel {
     alignas(32) float floats[3][kRows][8];
     for (int i = 0; i < kRows; ++i) {
       for (int c = 0; c < 4; ++c) X::store64(bytes[i] + 64 * c, small_quarter<X, T>(rows[i], c));
-      _mm256_store_ps(floats[0][i], T::d(rows[i]));
+      if constexpr (T::kHasMin) {
+        __m256 d;
+        __m256 minimum;
+        T::d_and_min(rows[i], d, minimum);
+        _mm256_store_ps(floats[0][i], d);
+        _mm256_store_ps(floats[2][i], minimum);
+      } else {
+        _mm256_store_ps(floats[0][i], T::d(rows[i]));
+      }
       if constexpr (T::kHasD16) _mm256_store_ps(floats[1][i], T::d16(rows[i]));
-      if constexpr (T::kHasMin) _mm256_store_ps(floats[2][i], T::min(rows[i]));
     }
     for (int c = 0; c < 4; ++c) X::transpose(bytes[0] + 64 * c, 256, out.value[16 * c][0]);
     for (int l = 0; l < 8; ++l) {

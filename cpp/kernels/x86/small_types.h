@@ -97,6 +97,20 @@ struct SmallTypeBase {
   static __m256 d(const Chunk& blocks) {
     return halves(blocks, 0);
   }
+  // Scale and minimum of eight blocks that begin with the two as f16 numbers.
+  template <class Chunk>
+  static void d_and_min(const Chunk& blocks, __m256& scale, __m256& minimum) {
+    const auto both = [&](int i) {
+      int bits;
+      __builtin_memcpy(&bits, blocks(i), 4);
+      return bits;
+    };
+    const __m128i low = _mm_setr_epi32(both(0), both(1), both(2), both(3));
+    const __m128i high = _mm_setr_epi32(both(4), both(5), both(6), both(7));
+    const __m128i word = _mm_set1_epi32(0xFFFF);
+    scale = _mm256_cvtph_ps(_mm_packus_epi32(_mm_and_si128(low, word), _mm_and_si128(high, word)));
+    minimum = _mm256_cvtph_ps(_mm_packus_epi32(_mm_srli_epi32(low, 16), _mm_srli_epi32(high, 16)));
+  }
 
   // Low nibbles of 16 bytes, then high ones, of two blocks.
   static B nibbles(const Block& p, const Block& q) {
@@ -104,10 +118,6 @@ struct SmallTypeBase {
   }
   // What nibbles stand for, as values() gives it.
   static B levels(B nibbles) { return nibbles; }
-  template <class Chunk>
-  static __m256 min(const Chunk&) {
-    return _mm256_setzero_ps();
-  }
 };
 
 template <class X>
@@ -128,10 +138,6 @@ struct Q41 : SmallTypeBase<X, quant::BlockQ4_1, quant::Qtype::kQ4_1> {
   static constexpr int kTop = 15;
   static constexpr bool kHasMin = true;
   static B values(const Block& p, const Block& q) { return Base::nibbles(p, q); }
-  template <class Chunk>
-  static __m256 min(const Chunk& blocks) {
-    return Base::halves(blocks, 2);
-  }
 };
 
 // Nibbles and a fifth bit; bit i of qh belongs to value i.
@@ -162,10 +168,6 @@ struct Q51 : SmallTypeBase<X, quant::BlockQ5_1, quant::Qtype::kQ5_1> {
   static constexpr bool kHasMin = true;
   static B values(const Block& p, const Block& q) {
     return five_bits<X>(Base::nibbles(p, q), p, q);
-  }
-  template <class Chunk>
-  static __m256 min(const Chunk& blocks) {
-    return Base::halves(blocks, 2);
   }
 };
 

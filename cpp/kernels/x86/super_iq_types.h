@@ -12,10 +12,9 @@ struct SignedPoints : SuperTypeBase<X, Block, type> {
 
   // Two words of four 7-bit sign fields -> eight bytes, the eighth bit making their number even.
   static std::uint64_t even_signs(std::uint32_t first, std::uint32_t second) {
-    std::uint64_t x = first | (static_cast<std::uint64_t>(second) << 32);
-    x = (x & 0x00003FFF00003FFFULL) | ((x & 0x0FFFC0000FFFC000ULL) << 2);
-    x = (x & 0x007F007F007F007FULL) | ((x & 0x3F803F803F803F80ULL) << 1);
-    return even_bytes(x);
+    const std::uint64_t low = _pdep_u32(first, 0x7F7F7F7FU);
+    const std::uint64_t high = _pdep_u32(second, 0x7F7F7F7FU);
+    return even_bytes(low | (high << 32));
   }
   // Eight bytes of seven bits, each completed to an even number of bits.
   static std::uint64_t even_bytes(std::uint64_t x) {
@@ -154,7 +153,8 @@ struct IQ3S : SignedPoints<X, quant::BlockIQ3_S, quant::Qtype::kIQ3_S> {
 
 // 8 point + delta (+-1) + 16, from points of -1, 0, 1; delta is -1 where the mask has a bit.
 template <class X>
-typename X::B moved_points(const std::uint32_t (&index)[8], std::uint64_t negative) {
+[[gnu::always_inline]] inline typename X::B moved_points(const std::uint32_t (&index)[8],
+                                                         std::uint64_t negative) {
   const typename X::B points = X::points8(quant::kIq1sGrid.data(), index);
   const typename X::B eights = X::template shift_left<3>(X::add(points, X::set1(1)));
   return X::add_where(X::add(eights, X::set1(9)), negative, -2);
