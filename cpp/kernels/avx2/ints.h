@@ -47,9 +47,18 @@ struct Ints {
   static B set1(int x) { return {bytes(x), bytes(x)}; }
   static B add(B a, B b) { return {_mm256_add_epi8(a.lo, b.lo), _mm256_add_epi8(a.hi, b.hi)}; }
   static B or_bytes(B a, B b) { return {_mm256_or_si256(a.lo, b.lo), _mm256_or_si256(a.hi, b.hi)}; }
-  template <int n>  // bits must not leave their byte
-  static B shift_left(B a) {
-    return {_mm256_slli_epi16(a.lo, n), _mm256_slli_epi16(a.hi, n)};
+  // 8 x, for bytes of -1, 0 and 1.
+  static B times8(B x) {
+    return {_mm256_and_si256(_mm256_slli_epi16(x.lo, 3), bytes(0xF8)),
+            _mm256_and_si256(_mm256_slli_epi16(x.hi, 3), bytes(0xF8))};
+  }
+  // Byte i eight times, at 8 i.
+  static B eight_times(std::uint64_t values) {
+    const __m256i x = _mm256_set1_epi64x(static_cast<long long>(values));
+    return {_mm256_shuffle_epi8(x, _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202,
+                                                      0x0303030303030303)),
+            _mm256_shuffle_epi8(x, _mm256_setr_epi64x(0x0404040404040404, 0x0505050505050505,
+                                                      0x0606060606060606, 0x0707070707070707))};
   }
   template <int from, int to, int mask>
   static __m256i field_of(__m256i x) {

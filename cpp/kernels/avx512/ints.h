@@ -80,9 +80,14 @@ struct Ints {
     return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(scales), order);
   }
   static B or_bytes(B a, B b) { return _mm512_or_si512(a, b); }
-  template <int n>  // bits must not leave their byte
-  static B shift_left(B a) {
-    return _mm512_slli_epi16(a, n);
+  // 8 x, for bytes of -1, 0 and 1.
+  static B times8(B x) { return _mm512_and_si512(_mm512_slli_epi16(x, 3), set1(0xF8)); }
+  // Byte i eight times, at 8 i.
+  static B eight_times(std::uint64_t bytes) {
+    const __m512i order = _mm512_set_epi64(
+        0x0707070707070707, 0x0606060606060606, 0x0505050505050505, 0x0404040404040404,
+        0x0303030303030303, 0x0202020202020202, 0x0101010101010101, 0);
+    return _mm512_shuffle_epi8(_mm512_set1_epi64(static_cast<long long>(bytes)), order);
   }
   // Of each byte, the bits under `mask` after moving bit `from_low` (in the low 32 bytes) or
   // `from_high` (in the high ones) to bit `to`.

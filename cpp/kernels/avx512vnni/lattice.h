@@ -247,9 +247,7 @@ struct FastIQ1S : IQ1S<Ints> {
   }
   template <int c>
   static B values(const Block& b, const Head& h) {
-    const std::uint64_t low = std::uint64_t{0} - (b.qh[2 * c] >> 15);
-    const std::uint64_t high = std::uint64_t{0} - (b.qh[2 * c + 1] >> 15);
-    return h.values<c>((low & 0xFFFFFFFFU) | (high << 32));
+    return h.values<c>(four_times(b.qh[2 * c] >> 15, b.qh[2 * c + 1] >> 15));
   }
 };
 
@@ -273,7 +271,7 @@ struct FastIQ1M : IQ1M<Ints> {
   template <int c>
   static B values(const Block& b, const Head& h) {
     const auto deltas = _pext_u32(word<std::uint32_t>(b.qh + 4 * c), 0x88888888U);
-    return h.values<c>(_pdep_u64(deltas, 0x0101010101010101ULL) * 255U);
+    return h.values<c>(_pdep_u64(deltas, 0x0101010101010101ULL));
   }
 };
 

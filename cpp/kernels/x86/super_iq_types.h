@@ -151,13 +151,13 @@ struct IQ3S : SignedPoints<X, quant::BlockIQ3_S, quant::Qtype::kIQ3_S> {
   }
 };
 
-// 8 point + delta (+-1) + 16, from points of -1, 0, 1; delta is -1 where the mask has a bit.
+// 8 point + delta (+-1) + 16, from points of -1, 0, 1; byte i of `negative` is 1 where the delta of
+// point i is -1, else 0.
 template <class X>
 [[gnu::always_inline]] inline typename X::B moved_points(const std::uint32_t (&index)[8],
                                                          std::uint64_t negative) {
   const typename X::B points = X::points8(quant::kIq1sGrid.data(), index);
-  const typename X::B eights = X::template shift_left<3>(X::add(points, X::set1(1)));
-  return X::add_where(X::add(eights, X::set1(9)), negative, -2);
+  return X::add(X::times8(points), X::eight_times(0x1111111111111111ULL - 2 * negative));
 }
 
 template <class X>
@@ -180,9 +180,11 @@ struct IQ1S : SuperTypeBase<X, quant::BlockIQ1_S, quant::Qtype::kIQ1_S> {
       index[i] = b.qs[8 * c + i] | (((first >> (3 * i)) & 7U) << 8);
       index[4 + i] = b.qs[8 * c + 4 + i] | (((second >> (3 * i)) & 7U) << 8);
     }
-    const std::uint64_t low = std::uint64_t{0} - (first >> 15);
-    const std::uint64_t high = std::uint64_t{0} - (second >> 15);
-    return moved_points<X>(index, (low & 0xFFFFFFFFU) | (high << 32));
+    return moved_points<X>(index, four_times(first >> 15, second >> 15));
+  }
+  // Bytes of four times one bit and four times another.
+  static std::uint64_t four_times(std::uint32_t first, std::uint32_t second) {
+    return (first | (static_cast<std::uint64_t>(second) << 32)) * 0x01010101U;
   }
   static __m128i scales(const Block& b) {
     const __m128i words = _mm_and_si128(_mm_srli_epi16(X::load128(b.qh), 12), _mm_set1_epi16(7));
@@ -207,7 +209,7 @@ struct IQ1M : SuperTypeBase<X, quant::BlockIQ1_M, quant::Qtype::kIQ1_M> {
     const auto high = Base::template word<std::uint32_t>(b.qh + 4 * c);
     for (int i = 0; i < 8; ++i) index[i] = b.qs[8 * c + i] | (((high >> (4 * i)) & 7U) << 8);
     const std::uint64_t deltas = _pext_u32(high, 0x88888888U);
-    return moved_points<X>(index, _pdep_u64(deltas, 0x0101010101010101ULL) * 255U);
+    return moved_points<X>(index, _pdep_u64(deltas, 0x0101010101010101ULL));
   }
   static __m128i scales(const Block& b) {
     const auto all = Base::template word<std::uint64_t>(b.scales);
