@@ -53,8 +53,11 @@ function(moesaic_isa module isa flags)
   target_sources(moesaic_${module} PRIVATE $<TARGET_OBJECTS:moesaic_${module}_${isa}>)
 endfunction()
 
-# moesaic_test(module): tests/cpp/<module>/*.cpp as one GoogleTest program; its data folder is passed by definition.
+# moesaic_test(module [SLOW_UNOPTIMISED]): tests/cpp/<module>/*.cpp as one GoogleTest program; its data folder is passed by
+# definition. Under sanitizers the tests themselves are not optimised (half the time to build), but for those that compute
+# much by scalar code of their own.
 function(moesaic_test module)
+  cmake_parse_arguments(arg "SLOW_UNOPTIMISED" "" "" ${ARGN})
   file(GLOB sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/cpp/${module}/*.cpp)
   if(NOT sources)
     return()
@@ -66,6 +69,11 @@ function(moesaic_test module)
     MOESAIC_TEST_DATA="${PROJECT_SOURCE_DIR}/tests/data")
   moesaic_flags(test_${module})
   target_compile_options(test_${module} PRIVATE -Wno-conversion -Wno-shadow)
+  if(MOESAIC_SANITIZE AND NOT arg_SLOW_UNOPTIMISED)
+    target_compile_options(test_${module} PRIVATE -O0)
+  endif()
+  target_precompile_headers(test_${module} PRIVATE
+    <gtest/gtest.h> <algorithm> <chrono> <fstream> <functional> <map> <memory> <random> <thread>)
   add_test(NAME ${module} COMMAND test_${module})
   set_tests_properties(${module} PROPERTIES TIMEOUT 600)
 endfunction()
