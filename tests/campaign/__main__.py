@@ -132,7 +132,7 @@ def run_case(row: CaseRow, number: int, rigs: Rigs) -> Entry:
 def run_program(row: ProgramRow, number: int, most: int, build: Path) -> Entry:
     """Run a test program on cases from a number on; each run draws its own."""
     whole = row.per_run >= row.line.full  # one that cannot be cut
-    count = row.per_run if whole else min(row.per_run, most)
+    count = row.per_run if whole else max(1, min(row.per_run, most))
     units = max(1, round(count / row.per_unit))
     begin = time.monotonic()
     done = subprocess.run(
@@ -154,7 +154,7 @@ def run_program(row: ProgramRow, number: int, most: int, build: Path) -> Entry:
 def run_fuzz(row: FuzzRow, number: int, most: int, build: Path) -> Entry:
     """Run a fuzz target; the corpus grows from run to run, the seed is the first number's."""
     target = build / row.target
-    count = min(row.per_run, most)
+    count = max(1, min(row.per_run, most))
     name = row.target.removeprefix("fuzz_")
     corpus = build / f"corpus-{name}"
     corpus.mkdir(exist_ok=True)
@@ -194,7 +194,7 @@ class Campaign:
             try:
                 while todo and time.monotonic() < self._end:
                     todo = [row for row in todo if self._turn(row, rigs)]
-                    write_table(self._journal)
+                    write_table(Journal(JOURNAL))  # with what others have added meanwhile
             finally:
                 rigs.close()
 
@@ -214,8 +214,9 @@ class Campaign:
         want = math.ceil(self._options.share * row.line.full)
         failed = self._failed.setdefault(name, set())
         begin = time.monotonic()
-        while self._journal.reached(name) < want:
-            left = want - self._journal.reached(name)
+        while (left := want - self._journal.reached(name)) > 0 or any(
+            entry.first not in failed for entry in self._journal.failures(name)
+        ):  # enough, and what failed before has been tried again
             number = self._journal.next(name, failed)
             if isinstance(row, CaseRow):
                 entry = run_case(row, number, rigs)
@@ -264,7 +265,7 @@ def main() -> None:
     if not options.table:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # also when started by nohup
         Campaign(options, journal).run()
-    write_table(journal)
+    write_table(Journal(JOURNAL))
     print(f"written: {TABLE.relative_to(ROOT)}")
 
 

@@ -25,12 +25,18 @@ def main(addresses: str, path: str, folder: str, once: str = "") -> None:
     """Do what coordinators do."""
     key = sys.stdin.readline().encode()
     prompt = [(13 * i) % 500 + 5 for i in range(40)]
+    planned = Path(folder) / "plan.json"  # what is held already: another plan, other slices
+    plan = moesaic.Plan.from_dict(json.loads(planned.read_text())) if planned.exists() else None
     while True:
         say("connecting")
         with moesaic.Cluster(addresses.split(","), key=key) as cluster:
             say("connected")
             model = cluster.load(
-                path, n_ctx=512, deterministic=True, progress=lambda _, k, n: say("load", k / n)
+                path,
+                plan=plan,
+                n_ctx=512,
+                deterministic=True,
+                progress=lambda _, k, n: say("load", k / n),
             )
             say("loaded")
             for k in range(3):

@@ -7,6 +7,7 @@ campaign many. Workers live on from case to case and are started again where one
 from __future__ import annotations
 
 import contextlib
+import json
 import random
 import signal
 import threading
@@ -62,6 +63,7 @@ class Rig:
         self.cluster = self.connect()
         #: Who holds what in all loads: measured rates differ from time to time, and so would plans.
         self.plan = self.cluster.plan(DEMO, n_ctx=N_CTX)
+        (folder / "plan.json").write_text(json.dumps(self.plan.to_dict()))
         self.sizes: list[list[tuple[int, int]]] = []  # of open-and-close cases
 
     @property
