@@ -29,6 +29,8 @@ struct AttentionScratch {
 // A cache type gives sixteen values of a row from value d on, or n of them and zeros.
 template <class S>
 struct F32Kv {
+  static constexpr int kPerLine = 16;  // values in 64 bytes, or somewhat fewer
+  static const void* address(const std::uint8_t* row, std::int64_t d) { return row + d * 4; }
   static typename S::F load(const std::uint8_t* row, std::int64_t d) {
     return S::load(reinterpret_cast<const float*>(row) + d);
   }
@@ -38,6 +40,8 @@ struct F32Kv {
 };
 template <class S>
 struct F16Kv {
+  static constexpr int kPerLine = 32;
+  static const void* address(const std::uint8_t* row, std::int64_t d) { return row + d * 2; }
   static typename S::F load(const std::uint8_t* row, std::int64_t d) {
     return S::load_f16(reinterpret_cast<const std::uint16_t*>(row) + d);
   }
@@ -48,6 +52,10 @@ struct F16Kv {
 // Rows are whole blocks, so d is a multiple of 16 and nothing is left over at a row's end.
 template <class S>
 struct Q8Kv {
+  static constexpr int kPerLine = 32;
+  static const void* address(const std::uint8_t* row, std::int64_t d) {
+    return row + d / 32 * static_cast<std::int64_t>(sizeof(quant::BlockQ8_0));
+  }
   static typename S::F load(const std::uint8_t* row, std::int64_t d) {
     const std::uint8_t* block = row + d / 32 * static_cast<std::int64_t>(sizeof(quant::BlockQ8_0));
     return S::mul(S::load_int8(reinterpret_cast<const std::int8_t*>(block + 2 + d % 32)),
@@ -69,6 +77,19 @@ struct AttentionBlock {
   int high;
 
   const float* query(int i) const { return job.q + (q0 + i) * job.q_stride; }
+
+  // Asks for a row that comes after those of the block at hand: with few queries the cache is read
+  // from memory. (Not inlined, GCC takes it for a function without effects and drops the calls.)
+  [[gnu::always_inline]] void fetch_ahead(int t) const {
+    if (t >= high || job.n_q > kQueryBlock) return;
+    for (std::int64_t d = 0; d < job.d_k; d += Kv::kPerLine) {
+      __builtin_prefetch(Kv::address(scratch.key[t], d), 0, 2);
+    }
+    if (scratch.value[t] == scratch.key[t]) return;
+    for (std::int64_t d = 0; d < job.d_v; d += Kv::kPerLine) {
+      __builtin_prefetch(Kv::address(scratch.value[t], d), 0, 2);
+    }
+  }
 
   template <int kQ, int kT>
   void score_tile(int i, int t) {
@@ -95,6 +116,7 @@ struct AttentionBlock {
         }
       }
     }
+    fetch_ahead(i / kQ % kT + t + kKeyBlock);
     float sums[kQ * kT];
     S::reduce_add_each(acc, sums);
     for (int a = 0; a < kQ; ++a) {
