@@ -33,9 +33,18 @@ def _user_folder(variable: str, usual: str, on_a_mac: str) -> Path:
 
 
 def make_private(folder: Path) -> Path:
-    """Make a folder for this user alone, unless it is there."""
+    """Make a folder for this user alone, unless it is there.
+
+    Raises
+    ------
+    IoError
+        It cannot be made, or is there and another user's.
+    """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        owner = folder.stat().st_uid
     except OSError as error:
         raise IoError(f"{folder}: cannot be made: {error.strerror}") from None
+    if owner not in (os.geteuid(), 0):
+        raise IoError(f"{folder}: belongs to another user (number {owner}); name another folder")
     return folder

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import select
 import shutil
 import signal
@@ -19,12 +20,13 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Protocol, TypeVar
 
 from moesaic import _core
 from moesaic.errors import ArgumentError, ClosedError, NetError
+from moesaic.folders import make_private
 
 __all__ = ["Launcher", "LocalLauncher"]
 
@@ -32,6 +34,7 @@ _READY_S = 60.0  # a worker is ready within one; a machine that swaps may take l
 _END_S = 0.8  # then it is killed: close() is over within a second
 _SHARE_OF_MEMORY = 0.9
 _LOG_TAIL = 2000
+_T = TypeVar("_T")
 
 
 class Launcher(Protocol):
@@ -198,11 +201,16 @@ class LocalLauncher:
         if memory is None:
             memory = int(_core.available_memory_bytes() * _SHARE_OF_MEMORY / n)
         if self._models is None:
-            self._group.folder = Path(tempfile.mkdtemp(prefix="moesaic-"))
-            self._models = self._group.folder
+            # The workers make it: what is there is there only as long as one of them is.
+            name = f"moesaic-{secrets.token_hex(8)}"
+            self._models = self._group.folder = Path(tempfile.gettempdir(), name)
         self._memory = memory
-        started = [self._spawn("127.0.0.1:0") for _ in range(n)]
-        self._wait_ready(started)
+        try:
+            started = _undisturbed(lambda: [self._spawn("127.0.0.1:0") for _ in range(n)])
+            self._wait_ready(started)
+        except BaseException:  # Ctrl-C too
+            self.close()
+            raise
         return [worker.address for worker in started]
 
     def restart(self, address: str) -> None:
@@ -224,12 +232,16 @@ class LocalLauncher:
         old = self._group.workers[i]
         if not old.wait(1.0):  # one just killed is still on its way out
             raise ArgumentError(f"[LocalLauncher.restart] the worker at {address} lives; kill it")
-        new = self._spawn(address)
+        new = _undisturbed(lambda: self._spawn(address))
         self._group.workers.remove(new)
         self._group.workers[i] = new
         new.address = address
         old.close()
-        self._wait_ready([new])
+        try:
+            self._wait_ready([new])
+        except BaseException:
+            new.signal(signal.SIGKILL)
+            raise
 
     def kill(self, address: str, number: int = signal.SIGKILL) -> None:
         """Send a signal to a worker: SIGKILL as the power cut would, SIGSTOP, SIGCONT, ..."""
@@ -249,6 +261,7 @@ class LocalLauncher:
         folder = self._group.folder
         if folder is None:
             return
+        make_private(folder)
         for path in paths:
             target = Path(path).absolute()
             link = folder / target.name
@@ -282,7 +295,7 @@ class LocalLauncher:
         command += ["--models", str(self._models)]
         command += ["--no-cache"] if self._cache is None else ["--cache", str(self._cache)]
         if self._group.folder is not None:
-            command.append("--remove-models")
+            command.append("--models-for-now")
         return command
 
     def _spawn(self, listen: str) -> _Worker:
@@ -313,12 +326,28 @@ class LocalLauncher:
 
     def _wait_ready(self, workers: list[_Worker]) -> None:
         deadline = time.monotonic() + _READY_S
+        for worker in workers:
+            worker.address = _ready_address(worker, deadline)
+
+
+def _undisturbed(work: Callable[[], _T]) -> _T:
+    """Run work on a thread of its own: a Ctrl-C never strikes half-way through it."""
+    results: list[_T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
         try:
-            for worker in workers:
-                worker.address = _ready_address(worker, deadline)
-        except BaseException:  # Ctrl-C too
-            self.close()
-            raise
+            results.append(work())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.05)
+    if errors:
+        raise errors[0]
+    return results[0]
 
 
 def _ready_address(worker: _Worker, deadline: float) -> str:

@@ -96,15 +96,23 @@ def worker(
         int | None,
         typer.Option("--lifeline-fd", help="End when this descriptor is closed.", hidden=True),
     ] = None,
-    remove_models: Annotated[
-        bool, typer.Option("--remove-models", help="Remove the folder at the end.", hidden=True)
+    models_for_now: Annotated[
+        bool,
+        typer.Option(
+            "--models-for-now",
+            help="Make the folder of models, and remove it with the end of the lifeline.",
+            hidden=True,
+        ),
     ] = False,
 ) -> None:
     """Serve this machine's memory and CPU to a cluster. One log line per event on stderr."""
     stop = Stop()
     stop.catch_signals()
+    ours = models if models_for_now else None
+    if ours is not None:
+        make_private(ours)
     if lifeline_fd is not None:
-        watch(lifeline_fd, stop, models if remove_models else None)
+        watch(lifeline_fd, stop, ours)
     if threads is not None and not 1 <= threads <= _MOST_THREADS:
         raise ArgumentError(f"[worker] --threads: got {threads}, need 1 to {_MOST_THREADS}")
     if no_cache and cache is not None:
@@ -136,8 +144,6 @@ def worker(
     stop.wait()
     core.close()
     log.join(_LAST_MOMENTS_S)
-    if remove_models and models is not None:
-        shutil.rmtree(models, ignore_errors=True)
 
 
 class Stop:
@@ -183,10 +189,10 @@ def watch(lifeline: int, stop: Stop, folder: Path | None) -> None:
         with contextlib.suppress(OSError):
             while os.read(lifeline, 1):  # nobody writes; what ends it is the end of file
                 pass
+        if folder is not None:  # first of all: nobody comes after us who could
+            shutil.rmtree(folder, ignore_errors=True)
         stop.set()
         time.sleep(_LAST_MOMENTS_S)
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
         os._exit(0)
 
     threading.Thread(target=wait, name="lifeline", daemon=True).start()

@@ -154,6 +154,9 @@ def test_offered_files_are_links_that_go_with_the_launcher(launcher, tmp_path):
     launcher.offer([other, one, other])
     assert [p.name for p in folder.iterdir()] == ["m.gguf"]
     assert (folder / "m.gguf").read_text() == str(other)
+    launcher.kill(launcher.addresses[0], signal.SIGTERM)  # one of several may end before the rest
+    wait_gone(launcher.pids)
+    assert folder.exists()
     launcher.close()
     assert not folder.exists() and one.exists() and other.exists()
 
@@ -247,15 +250,21 @@ def test_they_are_gone_when_the_process_is_however_it_ends(end):
         time.sleep(0.01)
 
 
-def test_a_process_that_is_killed_while_it_starts_them_leaves_none():
+def test_a_process_that_is_killed_while_it_starts_them_leaves_none(tmp_path):
     code = "from moesaic.launcher import LocalLauncher; LocalLauncher(memory=10**9).start(4)"
     for after in (0.05, 0.1, 0.15, 0.2, 0.25, 0.3):
-        child = subprocess.Popen([sys.executable, "-c", code], process_group=0)
+        child = subprocess.Popen(
+            [sys.executable, "-c", code], env=os.environ | {"TMPDIR": str(tmp_path)}
+        )
         time.sleep(after)
         started = children(child.pid)
         child.kill()
         child.wait()
         wait_gone(started)
+        begin = time.monotonic()
+        while left := os.listdir(tmp_path):  # also those that it started in its last moment
+            assert time.monotonic() - begin < GONE_S, left
+            time.sleep(0.05)
 
 
 def children(pid: int) -> list[int]:
