@@ -74,6 +74,26 @@ def _kills() -> list[Row]:
     return rows
 
 
+def _more() -> list[Row]:
+    group = "more than the table asks for"
+    return [
+        CaseRow(
+            Line("kill the coordinator: weights half pulled", group, 30,
+                 "workers live, the next load goes on, no half file"),
+            "pulling", fault_others.coordinator_killed_in_a_pull,
+        ),
+        CaseRow(
+            Line("all workers killed at once, on_loss=wait", group, 30, _SAME),
+            "copies", fault_others.all_killed_at_once,
+        ),
+        CaseRow(
+            Line("SIGSTOP 1 s and 5 s while weights are pulled", group, 30,
+                 "waited for; lost and named"),
+            "pulling", fault_others.stopped_in_a_load,
+        ),
+    ]  # fmt: skip
+
+
 def _resumes() -> list[Row]:
     group = "resume after a kill in decode (200 positions each)"
     return [
@@ -161,11 +181,11 @@ def _programs() -> list[Row]:
     return [
         FuzzRow(
             Line("libFuzzer: frame decoder", group, 100_000_000, "no crash, leak or slow input"),
-            "fuzz_wire_frame", 2_000_000,
+            "fuzz_wire_frame", 250_000,
         ),
         FuzzRow(
             Line("libFuzzer: message sequences", group, 20_000_000, "no crash, leak or slow input"),
-            "fuzz_wire_messages", 500_000,
+            "fuzz_wire_messages", 100_000,
         ),
         ProgramRow(
             Line(
@@ -223,4 +243,4 @@ def _people() -> list[Row]:
 
 def rows() -> list[Row]:
     """Return all rows in the table's order."""
-    return [*_programs(), *_kills(), *_resumes(), *_stops(), *_links(), *_people()]
+    return [*_programs(), *_kills(), *_resumes(), *_stops(), *_links(), *_people(), *_more()]

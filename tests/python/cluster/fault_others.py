@@ -317,3 +317,99 @@ def footprint(pid: int) -> tuple[int, int]:
     """Return a process's resident bytes and open descriptors."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGESIZE"), len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def coordinator_killed_in_a_pull(rig: Rig, i: int) -> Figures:
+    """Kill the one from whom weights come: the next goes on with the half that is there."""
+    rig.revive()
+    for k in range(len(rig.workers)):
+        rig.kill(k)
+    rig.revive(forget=True)
+    rig.cluster.measure()
+    for proxy in rig.proxies:
+        proxy.rate = 4e6
+    fraction = dice(i, "pull").uniform(0.05, 0.95)
+    with coordinator(rig, once=False) as process:
+        assert process.stdout is not None
+        for said in process.stdout:
+            word, _, rest = said.strip().partition(" ")
+            if word == "loaded" or (word == "load" and float(rest) >= fraction):
+                break
+        process.kill()
+        process.stdout.read()
+    for proxy in rig.proxies:
+        proxy.heal()
+    assert all(rig.lives()), "a worker died with its coordinator"
+    rig.settle()
+    with rig.load() as model:
+        check(model)
+    rig.settle()
+    halves = rig.half_files()
+    assert not halves, f"left behind: {halves}"
+    slices = [node.weights for node in rig.plan.nodes]
+    read = [node.bytes_read for node in rig.cluster.nodes]
+    # What was under way is lost with the link; what had come is not asked for again.
+    return {"read_of_slice": max(r / s for r, s in zip(read, slices, strict=True))}
+
+
+def all_killed_at_once(rig: Rig, i: int) -> Figures:
+    """A power cut for all workers, of a generation that waits for them: the same tokens."""
+    rig.revive()
+    at = 1 + 73 * i % 200
+    got: list[int] = []
+    cut = Once(lambda: [rig.kill(k) for k in range(len(rig.workers))])
+    back = threading.Thread(target=rig.revive)
+    with rig.load(on_loss="wait", wait_seconds=60) as model:
+        try:
+            for chunk in stream(model, 220):
+                got += chunk
+                if len(got) >= at and not cut.done:
+                    cut()
+                    back.start()
+            took = cut.seconds_ago()
+        finally:
+            if back.ident is not None:
+                back.join()
+        assert got == reference.tokens(220), f"other tokens after {at}: {got}"
+    return {"whole_after_s": took}
+
+
+def stopped_in_a_load(rig: Rig, i: int) -> Figures:
+    """SIGSTOP while weights come: a short one is waited for, a long one is a named error."""
+    rig.revive()
+    for k in range(len(rig.workers)):
+        rig.kill(k)
+    rig.revive(forget=True)
+    rig.cluster.measure()
+    for proxy in rig.proxies:
+        proxy.rate = 4e6
+    victim = i % len(rig.workers)
+    seconds = (1.0, 5.0)[i // 2 % 2]
+    stop = Once(lambda: rig.signal(victim, signal.SIGSTOP))
+    wake = threading.Timer(seconds, lambda: rig.signal(victim, signal.SIGCONT))
+
+    def progress(stage: str, done: int, total: int) -> None:
+        if stage.endswith(rig.addresses[victim]) and done >= total // 2 and not stop.done:
+            stop()
+            wake.start()
+
+    error = None
+    try:
+        with rig.load(progress=progress) as model:
+            check(model)
+    except fault_rig.LOSS as caught:
+        error = caught
+    took = stop.seconds_ago()
+    wake.join()
+    if seconds < 3:
+        assert error is None, error
+    else:
+        assert error is not None, "5 s of silence were not seen"
+        assert took < LOST_S + LATE_S, f"{took:.1f} s: {error}"
+        assert rig.addresses[victim] in str(error), error
+    for proxy in rig.proxies:
+        proxy.heal()
+    rig.settle()
+    with rig.load() as model:
+        check(model)
+    return {"seconds": seconds, "said_after_s": took}

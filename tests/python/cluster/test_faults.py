@@ -63,3 +63,17 @@ def test_a_worker_that_flaps(copies: Rig) -> None:
 @pytest.mark.parametrize("i", range(5))
 def test_ctrl_c(copies: Rig, i: int) -> None:
     fault_others.interrupted(copies, i)
+
+
+@pytest.mark.parametrize("i", range(2))
+def test_a_coordinator_killed_in_a_pull(pulling: Rig, i: int) -> None:
+    fault_others.coordinator_killed_in_a_pull(pulling, i)
+
+
+def test_all_workers_killed_at_once(copies: Rig) -> None:
+    fault_others.all_killed_at_once(copies, 1)
+
+
+@pytest.mark.parametrize("i", [0, 2])
+def test_a_worker_that_stops_in_a_load(pulling: Rig, i: int) -> None:
+    fault_others.stopped_in_a_load(pulling, i)
