@@ -112,6 +112,7 @@ WorkerImpl::WorkerImpl(WorkerOptions options) : options_(std::move(options)) {
                       ? options_.memory_bytes
                       : static_cast<std::uint64_t>(kMemoryShare *
                                                    static_cast<double>(available_memory_bytes()));
+  rates_ = {options_.read_bytes_per_s, options_.matmul_ops_per_s};
   link_options_.key = options_.key;
   link_options_.plain_beyond_loopback = options_.plain_beyond_loopback;
   link_options_.role = wire::Role::kWorker;

@@ -30,6 +30,9 @@ struct WorkerOptions {
   std::string cache_dir;           // pulled slices and digests; empty: nothing is kept
   std::uint64_t memory_bytes = 0;  // that deployments may use; 0: what is free now, less headroom
   int threads = 0;                 // 0: those the process may use
+  // Of this machine, for plans; 0: measured when a coordinator first asks.
+  double read_bytes_per_s = 0;
+  double matmul_ops_per_s = 0;
   std::string backend = "auto";
   std::string release;
   std::function<void(const LogEvent&)> log;  // from any thread, one call at a time

@@ -349,6 +349,8 @@ class Worker:
         models: bytes,
         cache: bytes,
         memory_bytes: typing.SupportsInt | typing.SupportsIndex,
+        read_bytes_per_s: typing.SupportsFloat | typing.SupportsIndex,
+        matmul_ops_per_s: typing.SupportsFloat | typing.SupportsIndex,
         threads: typing.SupportsInt | typing.SupportsIndex,
         backend: str,
         release: str,

@@ -4,9 +4,14 @@ Those that cross the border with odd input and owners. The whole suite would
 take the better part of an hour there; the C++ tests cover the computing.
 """
 
+import os
 import signal
 
 import pytest
+
+# Workers that tests start need not measure this machine, each for a second; that is tested in C++,
+# and where a test asks for it.
+os.environ.setdefault("MOESAIC_RATES", "25G,600G")
 
 # A runner that was started in the background by a shell ignores SIGINT, and so would all that is
 # tested here.

@@ -89,6 +89,15 @@ def worker(
     json_ready: Annotated[
         bool, typer.Option("--json-ready", help="Print one JSON line on stdout when ready.")
     ] = False,
+    rates: Annotated[
+        str | None,
+        typer.Option(
+            "--rates",
+            envvar="MOESAIC_RATES",
+            help="What this machine reaches, for plans, instead of measuring it: bytes read and "
+            "int8 operations per second, like 215G,30T.",
+        ),
+    ] = None,
     key_fd: Annotated[
         int | None, typer.Option("--key-fd", help="Read the key from this descriptor.", hidden=True)
     ] = None,
@@ -119,6 +128,7 @@ def worker(
         raise ArgumentError("[worker] got --cache and --no-cache, need one of them")
     if models is not None and not models.is_dir():
         raise ArgumentError(f"[worker] --models: {models} is no folder")
+    known = (0.0, 0.0) if rates is None else parse_rates(rates)
     folder = None if no_cache else make_private(cache or cache_folder())
     memory_bytes = 0 if memory is None else parse_bytes(memory, "--memory", "worker")
     free_bytes = _core.available_memory_bytes()
@@ -133,6 +143,8 @@ def worker(
         models=os.fsencode(models) if models else b"",
         cache=os.fsencode(folder) if folder else b"",
         memory_bytes=memory_bytes,
+        read_bytes_per_s=known[0],
+        matmul_ops_per_s=known[1],
         threads=threads or 0,
         backend="auto",
         release=__version__,
@@ -144,6 +156,17 @@ def worker(
     stop.wait()
     core.close()
     log.join(_LAST_MOMENTS_S)
+
+
+def parse_rates(text: str) -> tuple[float, float]:
+    """``"215G,30T"`` as bytes and operations per second."""
+    parts = text.split(",")
+    if len(parts) != 2:
+        raise ArgumentError(f"[worker] --rates: got {text!r}, need two like 215G,30T")
+    read, matmul = (float(parse_bytes(part, "--rates", "worker")) for part in parts)
+    if not (read > 0 and matmul > 0):
+        raise ArgumentError(f"[worker] --rates: got {text!r}, need both above 0")
+    return read, matmul
 
 
 class Stop:

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 import moesaic
 from moesaic.cli import make_app
+from moesaic.nodes import Rates
 
 READY_S = 30.0
 HEX = "cd" * 32
@@ -350,3 +351,20 @@ def test_a_worker_starts_without_what_only_models_need():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     assert result.stdout.decode().splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("text", ["", "25G", "25G,600G,1", "0,600G", "fast,600G"])
+def test_rates_that_are_none_are_refused(text):
+    done = subprocess.run(
+        [sys.executable, "-m", "moesaic", "worker", "--listen", "127.0.0.1:0", f"--rates={text}"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode != 0 and "Traceback" not in done.stderr
+
+
+def test_rates_that_are_told_are_not_measured():
+    with moesaic.Cluster.local(1) as cluster:
+        (node,) = cluster.measure()
+    assert node.rates == Rates(25e9, 600e9)
