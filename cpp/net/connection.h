@@ -1,7 +1,8 @@
 // One authenticated link to one peer: frames go out from any thread, messages come in on the net
-// thread. A link owns its handshake's result, the send queue, liveness (a ping every half second, dead
-// after three of silence), the order, checksum and epoch of frames, and the byte counters. After
-// any error it is closed and stays so: whoever holds it dials again. Not for what messages mean.
+// thread. A link owns its handshake's result, the send queue, liveness (a ping every half second,
+// dead after three of silence), the order, checksum and epoch of frames, and the byte counters.
+// After any error it is closed and stays so: whoever holds it dials again. Not for what messages
+// mean.
 //
 // Use:  NetThread net;                                     // one per process, outlives its links
 //       LinkOptions options;

@@ -67,8 +67,8 @@ class Writer {
       fail<ArgumentError>("[wire] a list of ", n, " elements is too long to send");
     field(static_cast<std::uint32_t>(n));
   }
-  // Not inlined: once per field of every message would be much code, and GCC 12 then warns of bounds
-  // that cannot be passed.
+  // Not inlined: once per field of every message would be much code, and GCC 12 then warns of
+  // bounds that cannot be passed.
   [[gnu::noinline]] void append(const void* data, std::size_t n_bytes) {
     if (n_bytes == 0) return;  // data may be null
     const std::size_t at = bytes_.size();

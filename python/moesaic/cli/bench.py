@@ -19,20 +19,29 @@ from moesaic import _core
 from moesaic.cli import options as o
 from moesaic.cli.terminal import command, print_json
 from moesaic.errors import ArgumentError
+from moesaic.gguf import GGUF
 
 if TYPE_CHECKING:
     from moesaic.model import Model
 
 _READ_BYTES = 2**28  # far beyond caches, soon read
 _WARM_UP = 16
+_USUAL = (512, 4096, 8192, 16384)
 
 
 @command
 def bench(
     model: o.ModelPath,
     prompt: Annotated[
-        str, typer.Option("--prompt", "-p", help="Prompt lengths in tokens, by commas.")
-    ] = "512,4096,8192,16384",
+        str | None,
+        typer.Option(
+            "--prompt",
+            "-p",
+            help="Prompt lengths in tokens, by commas.  [default: 512,4096,8192,16384, those that "
+            "the model was trained for]",
+            show_default=False,
+        ),
+    ] = None,
     generate: Annotated[
         int, typer.Option("--generate", "-n", help="Tokens to generate behind each prompt.", min=2)
     ] = 64,
@@ -47,9 +56,9 @@ def bench(
     as_json: o.Json = False,
 ) -> None:
     """Measure time to first token, prefill and decode by prompt length, beside the ceilings."""
-    wanted = lengths(prompt)
-    n_ctx = max(wanted) + generate + 1
     place = o.Place(cluster, key, local)
+    wanted = usual_lengths(model, place, generate) if prompt is None else lengths(prompt)
+    n_ctx = max(wanted) + generate + 1
     start = time.perf_counter()
     with o.open_model(
         model, n_ctx=n_ctx, threads=threads, deterministic=deterministic, place=place
@@ -70,6 +79,17 @@ def bench(
         print_json(report)
     else:
         print_table(report)
+
+
+def usual_lengths(path: Path, place: o.Place, n_generate: int) -> list[int]:
+    """Return the usual prompt lengths that fit what the model was trained for."""
+    if place.cluster is not None and not path.exists():  # a name that workers have
+        return [_USUAL[0]]
+    with GGUF(path) as file:
+        arch = file.metadata.get("general.architecture")
+        trained = file.metadata.get(f"{arch}.context_length")
+    room = (trained if isinstance(trained, int) else max(_USUAL) * 2) - n_generate - 1
+    return [n for n in _USUAL if n <= room] or [max(1, room // 2)]
 
 
 def lengths(text: str) -> list[int]:
