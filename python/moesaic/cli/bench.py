@@ -22,6 +22,8 @@ from moesaic.errors import ArgumentError
 from moesaic.gguf import GGUF
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from moesaic.model import Model
 
 _READ_BYTES = 2**28  # far beyond caches, soon read
