@@ -348,7 +348,7 @@ def coordinator_killed_in_a_pull(rig: Rig, i: int) -> Figures:
     assert not halves, f"left behind: {halves}"
     slices = [node.weights for node in rig.plan.nodes]
     read = [node.bytes_read for node in rig.cluster.nodes]
-    # What was under way is lost with the link; what had come is not asked for again.
+    # Not held to 1.02: what had come is read once more from the disk, to be proven.
     return {"read_of_slice": max(r / s for r, s in zip(read, slices, strict=True))}
 
 
