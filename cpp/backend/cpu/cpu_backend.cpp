@@ -77,6 +77,8 @@ void CpuBackend::reserve(const ScratchSpec& wanted) {
   const ScratchSpec spec = larger_of(reserved_, wanted);
   const ScratchPlan plan = plan_scratch(spec, table_, pool_.size());
   AlignedBuffer scratch(plan.total(pool_.size()));
+  // Now, and not in the first step that needs it: what was planned is taken, or refused, at load.
+  if (scratch.size() > 0) std::memset(scratch.data(), 0, scratch.size());
   lists_.reserve(std::max({spec.max_rows, spec.max_slots, spec.max_rows * spec.n_heads}));
   items_.reserve(static_cast<std::size_t>(spec.max_rows * std::max<std::int64_t>(spec.n_heads, 1)));
   for (RopeTable& table : rope_tables_) {

@@ -88,11 +88,6 @@ def test_no_more_memory_than_planned_and_a_slice_is_read_once(large, tmp_path, p
             assert node.bytes_read <= (READ - 1) * planned.weights
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="planned scratch that is reserved and never touched: 34 of 49 MB of the backend's, and "
-    "all of a mixture's where a worker has no such layer (measured: -8 %, in that case -33 %)",
-)
 def test_no_less_memory_than_planned(large):
     with moesaic.Cluster.local(2, memory=3 * 10**9) as c:
         _, off, text = filled(c, large)
