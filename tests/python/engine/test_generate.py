@@ -273,7 +273,7 @@ def test_stream_is_generate_in_pieces(exact):
         np.array(sum((c.logprobs for c in chunks), ()), np.float32), g.logprobs
     )
     assert chunks[-1].timings.generated_tokens == 30
-    assert len(chunks) > 10
+    assert len(chunks) > 1  # a reader that comes late gets several tokens at once
 
 
 @pytest.mark.sanitizer

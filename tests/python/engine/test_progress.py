@@ -26,6 +26,7 @@ def attach(monkeypatch):
         # What is quick shows no bar; here it shall.
         units = {name: (*unit[:2], delay) for name, unit in progress._UNITS.items()}
         monkeypatch.setattr(progress, "_UNITS", units)
+        monkeypatch.setattr(progress, "_BYTES", (*progress._BYTES[:2], delay))
         return stderr
 
     return attach
