@@ -118,9 +118,11 @@ void StepAssembly::take(const wire::Result& result, std::span<const std::uint8_t
       fail<ProtocolError>("[cluster] Result: logits rows ", from.logits_row, " + ", n, " of ",
                           logits.wanted, ", in ", payload.size(), " bytes");
     }
-    std::memcpy(
-        reinterpret_cast<std::uint8_t*>(to.logits.data()) + (logits.first + logits.got) * row_bytes,
-        payload.data() + at, n * row_bytes);
+    if (n > 0) {
+      std::memcpy(reinterpret_cast<std::uint8_t*>(to.logits.data()) +
+                      (logits.first + logits.got) * row_bytes,
+                  payload.data() + at, n * row_bytes);
+    }
     logits.got += n;
     at += n * row_bytes;
     if (!result.last) continue;

@@ -30,7 +30,8 @@ struct Cache {
       const auto count = static_cast<std::size_t>(n);
       return c.type == KvType::kQ8_0 ? count / 32 * 34 : count * (c.type == KvType::kF16 ? 2 : 4);
     };
-    k_row_bytes = bytes_of(c.d_k) + 6;  // rows need not be dense
+    // Rows need not be dense, but are as aligned as their type.
+    k_row_bytes = bytes_of(c.d_k) + (c.type == KvType::kF32 ? 8 : 6);
     v_row_bytes = c.shared ? k_row_bytes : bytes_of(c.d_v);
     keys = random_floats(static_cast<std::size_t>(n_rows * c.d_k), rng);
     values = random_floats(static_cast<std::size_t>(n_rows * c.d_v), rng);
