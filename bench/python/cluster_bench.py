@@ -184,7 +184,7 @@ def loads(rows: list[dict[str, Any]], path: Path) -> None:
         begin = time.perf_counter()
         launcher = first.launcher
         assert launcher is not None
-        with moesaic.Cluster(first.addresses, key=launcher.key) as second:
+        with moesaic.Cluster(first.addresses, key=launcher.key.text()) as second:
             second.load(path, progress=False).close()
         emit(
             rows,
