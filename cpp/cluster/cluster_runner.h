@@ -27,8 +27,8 @@ struct RunnerSetup {
   std::uint32_t payload_limit = 0;
   OnLoss on_loss = OnLoss::kRaise;
   std::chrono::milliseconds wait_for_worker{600000};
-  // A new ring, after a loss: on the same nodes, or (replan) on those that answer. `attempt` counts
-  // from 0. Throws when it cannot be made now.
+  // A new ring, after a loss: on the same nodes, or (replan) on those that answer. Throws
+  // when it cannot be made now.
   std::function<std::unique_ptr<Ring>(const CancelFlag* cancel)> remake;
 };
 

@@ -304,10 +304,12 @@ void Deployment::run(wire::Run run, std::span<const std::uint8_t> payload) {
     return;
   }
   ++steps_done_;
-  std::erase_if(ahead_, [this](const auto& each) {
+  std::uint64_t cancelled = 0;
+  {
     const std::scoped_lock lock(mutex_);
-    return each.first <= cancelled_through_;
-  });
+    cancelled = cancelled_through_;
+  }
+  std::erase_if(ahead_, [cancelled](const auto& each) { return each.first <= cancelled; });
   if (is_first() && run.index == 0 &&
       std::any_of(run.sequences.begin(), run.sequences.end(),
                   [](const auto& sequence) { return sequence.decode_ahead > 0; })) {
