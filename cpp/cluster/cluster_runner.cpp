@@ -117,9 +117,7 @@ model::SequenceId ClusterRunner::fork(model::SequenceId sequence, std::int64_t n
 
 std::int64_t ClusterRunner::pages_needed(model::SequenceId sequence, std::int64_t start,
                                          std::int64_t n_rows) const {
-  const model::KvPages::Write write{sequence, start, n_rows};
-  return std::max<std::int64_t>(
-      0, pages_.pages_needed(std::span(&write, 1)) - pages_.pages_freed(sequence, start));
+  return pages_.pages_added({sequence, start, n_rows});
 }
 
 // --- loss and recovery

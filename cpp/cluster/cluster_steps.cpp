@@ -211,7 +211,7 @@ bool ClusterRunner::decode(std::vector<Decoding>& sequences, model::AheadSink& s
         decoding.step.start += 1;
         decoding.step.tokens[0] = token;
         decoding.step.history.push_back(token);
-        decoding.step.history = history_for(*decoding.step.sampler, decoding.step.history);
+        keep_looked_back(*decoding.step.sampler, decoding.step.history);
         --decoding.left;
         const auto& stops = decoding.stop_tokens;
         decoding.alive =

@@ -442,7 +442,7 @@ void Deployment::run_ahead(const wire::Tokens& tokens) {
     --sequence.decode_ahead;
     goes_on = goes_on || sequence.decode_ahead > 0;
     sequence.history.push_back(tokens.tokens[i]);
-    sequence.history = history_for(from_wire(*sequence.sampler), sequence.history);
+    keep_looked_back(from_wire(*sequence.sampler), sequence.history);
     rows.push_back(tokens.tokens[i]);
     next.sequences.push_back(std::move(sequence));
   }

@@ -38,7 +38,8 @@ wire::Run to_run(const model::Step& step, const MicroBatch& batch, std::uint64_t
     }
     if (from.sampler != nullptr && last) {
       sequence.sampler = to_wire(*from.sampler);
-      sequence.history = history_for(*from.sampler, from.history);
+      sequence.history = from.history;
+      keep_looked_back(*from.sampler, sequence.history);
     }
     sequence.capture = from.capture;
     run.sequences.push_back(std::move(sequence));

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "base/errors.h"
+#include "model/sampler.h"
 #include "net/connection.h"
 #include "quant/half.h"
 
@@ -64,16 +65,9 @@ model::Sampled from_wire(const wire::SampledToken& sampled) {
   return {sampled.token, sampled.logprob, sampled.top_ids, sampled.top_logprobs};
 }
 
-std::vector<std::int32_t> history_for(const model::SamplerSpec& spec,
-                                      std::span<const std::int32_t> tokens) {
-  const bool looks_back =
-      spec.penalty_last_n != 0 && (spec.repeat_penalty != 1.0F || spec.presence_penalty != 0.0F ||
-                                   spec.frequency_penalty != 0.0F);
-  if (!looks_back) return {};
-  if (spec.penalty_last_n > 0) {
-    tokens = tokens.last(std::min(tokens.size(), static_cast<std::size_t>(spec.penalty_last_n)));
-  }
-  return {tokens.begin(), tokens.end()};
+void keep_looked_back(const model::SamplerSpec& spec, std::vector<std::int32_t>& history) {
+  const auto kept = static_cast<std::ptrdiff_t>(model::looked_back(spec, history).size());
+  history.erase(history.begin(), history.end() - kept);
 }
 
 std::uint32_t payload_limit(const model::Config& config, std::int64_t micro_batch_rows) {

@@ -17,9 +17,8 @@ model::SamplerSpec from_wire(const wire::Sampler& sampler);
 wire::SampledToken to_wire(const model::Sampled& sampled);
 model::Sampled from_wire(const wire::SampledToken& sampled);
 
-// The last tokens that a sampler looks back at; none without penalties.
-std::vector<std::int32_t> history_for(const model::SamplerSpec& spec,
-                                      std::span<const std::int32_t> tokens);
+// Drops the oldest tokens of a history that the sampler does not look back at (model::looked_back).
+void keep_looked_back(const model::SamplerSpec& spec, std::vector<std::int32_t>& history);
 
 // Bytes of one payload of a deployment: a micro-batch's hidden rows or a row of logits; larger
 // results are cut into pieces of at most this.

@@ -11,21 +11,6 @@
 namespace moesaic::engine {
 namespace {
 
-bool looks_back(const model::SamplerSpec& spec) {
-  return spec.penalty_last_n != 0 &&
-         (spec.repeat_penalty != 1.0F || spec.presence_penalty != 0.0F ||
-          spec.frequency_penalty != 0.0F);
-}
-
-// The last tokens before `end` that the penalties see.
-std::vector<std::int32_t> history_before(std::span<const std::int32_t> tokens, std::int64_t end,
-                                         const model::SamplerSpec& spec) {
-  const std::int64_t n =
-      spec.penalty_last_n < 0 ? end : std::min<std::int64_t>(end, spec.penalty_last_n);
-  const auto from = tokens.begin() + (end - n);
-  return {from, from + n};
-}
-
 // Appends the rows of a step to what was captured before. The first step makes room for all rows
 // of the prompt.
 void append(std::vector<model::Captured>& all, std::vector<model::Captured> more,
@@ -150,10 +135,10 @@ model::SequenceStep Core::sequence_step(const Active& active, std::int64_t n_row
       step.logits = model::Logits::kLast;
     } else {
       step.sampler = &spec.generate->sampler;
-      if (looks_back(spec.generate->sampler)) {
-        step.history =
-            history_before(active.tokens, active.cached + n_rows, spec.generate->sampler);
-      }
+      const auto upto = static_cast<std::size_t>(active.cached + n_rows);
+      const auto seen =
+          model::looked_back(spec.generate->sampler, std::span(active.tokens).first(upto));
+      step.history.assign(seen.begin(), seen.end());
     }
   }
   return step;
@@ -289,8 +274,8 @@ void Core::choose(Request& request, std::vector<float> row) {
   found->awaiting_choice = false;
   const model::SamplerSpec& sampler = found->spec().generate->sampler;
   try {
-    accept(*found, model::sample(row, sampler, found->size(),
-                                 history_before(found->tokens, found->size(), sampler)));
+    accept(*found,
+           model::sample(row, sampler, found->size(), model::looked_back(sampler, found->tokens)));
   } catch (...) {
     finish(*found, Finish::kFailed, std::current_exception());
   }

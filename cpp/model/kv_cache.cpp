@@ -1,8 +1,6 @@
 // Pages and bytes of a KV cache together; see kv_cache.h.
 #include "model/kv_cache.h"
 
-#include <algorithm>
-
 namespace moesaic::model {
 
 KvCache::KvCache(backend::Backend& backend, const backend::KvSpec& spec)
@@ -26,9 +24,7 @@ void KvCache::truncate(SequenceId sequence, std::int64_t n_tokens) {
 
 std::int64_t KvCache::pages_needed(SequenceId sequence, std::int64_t start,
                                    std::int64_t n_rows) const {
-  const KvPages::Write write{sequence, start, n_rows};
-  return std::max<std::int64_t>(
-      0, pages_.pages_needed(std::span(&write, 1)) - pages_.pages_freed(sequence, start));
+  return pages_.pages_added({sequence, start, n_rows});
 }
 
 void KvCache::claim(std::span<const KvPages::Write> writes) {

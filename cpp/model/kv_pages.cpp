@@ -115,6 +115,11 @@ std::int64_t KvPages::pages_freed(SequenceId sequence, std::int64_t n_tokens) co
   return freed;
 }
 
+std::int64_t KvPages::pages_added(const Write& write) const {
+  return std::max<std::int64_t>(
+      0, pages_needed(std::span(&write, 1)) - pages_freed(write.sequence, write.start));
+}
+
 void KvPages::prepare(std::span<const Write> writes, std::uint64_t page_bytes,
                       std::vector<Copy>& copies) {
   for (const Write& write : writes) {

@@ -37,6 +37,9 @@ class KvPages {
   // Pages that the writes together would take from the pool: new ones, and copies of shared ones.
   std::int64_t pages_needed(std::span<const Write> writes) const;
 
+  // The same of one write, less what it gives back by dropping the rows past its start.
+  std::int64_t pages_added(const Write& write) const;
+
   // Pages that truncating a sequence to n_tokens would give back to the pool.
   std::int64_t pages_freed(SequenceId sequence, std::int64_t n_tokens) const;
 

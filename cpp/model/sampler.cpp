@@ -120,12 +120,8 @@ void apply_bias(std::span<float> logits, const SamplerSpec& spec) {
 
 void apply_penalties(std::span<float> logits, const SamplerSpec& spec,
                      std::span<const std::int32_t> history) {
-  if (!has_penalties(spec)) return;
-  if (spec.penalty_last_n > 0) {
-    history = history.last(std::min(history.size(), static_cast<std::size_t>(spec.penalty_last_n)));
-  }
   std::unordered_map<std::int32_t, int> counts;
-  for (const std::int32_t token : history) {
+  for (const std::int32_t token : looked_back(spec, history)) {
     if (token >= 0 && static_cast<std::size_t>(token) < logits.size()) ++counts[token];
   }
   for (const auto& [token, count] : counts) {  // one entry a token: the order does not matter
@@ -285,6 +281,13 @@ Sampled sample(std::span<float> logits, const SamplerSpec& spec, std::int64_t po
         static_cast<float>(double{before[static_cast<std::size_t>(sampled.token)]} - log_z);
   }
   return sampled;
+}
+
+std::span<const std::int32_t> looked_back(const SamplerSpec& spec,
+                                          std::span<const std::int32_t> tokens) {
+  if (!has_penalties(spec)) return {};
+  if (spec.penalty_last_n < 0) return tokens;
+  return tokens.last(std::min(tokens.size(), static_cast<std::size_t>(spec.penalty_last_n)));
 }
 
 TargetResult score_target(std::span<const float> logits, std::int32_t token) {

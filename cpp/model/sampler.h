@@ -18,6 +18,10 @@ void validate(const SamplerSpec& spec, std::int64_t vocab);
 Sampled sample(std::span<float> logits, const SamplerSpec& spec, std::int64_t position,
                std::span<const std::int32_t> history);
 
+// The last of `tokens` (newest last) that the penalties look back at; none when there are none.
+std::span<const std::int32_t> looked_back(const SamplerSpec& spec,
+                                          std::span<const std::int32_t> tokens);
+
 // log p(token) and whether it is the argmax (lowest id among equals).
 TargetResult score_target(std::span<const float> logits, std::int32_t token);
 
