@@ -213,7 +213,7 @@ class Vocabulary:
         # token.
         old = (
             11
-            if self.model == "gpt2" and self.size > 11 and self.types[11] == TokenType.CONTROL
+            if self.model == "gpt2" and self.size > 11 and int(self.types[11]) == TokenType.CONTROL
             else None
         )
         if self.pre in ("chatglm-bpe", "glm4", "glm5"):
@@ -305,7 +305,7 @@ class Vocabulary:
         found |= {
             self.ids[t]
             for t in _EOG_TEXTS_IF_MARKED
-            if t in self.ids and self.types[self.ids[t]] != TokenType.NORMAL
+            if t in self.ids and int(self.types[self.ids[t]]) != TokenType.NORMAL
         }
         texts = {self.tokens[i]: i for i in found if i is not None}
         # Harmony and Solar close every message with <|end|>; the turn goes on until one of the

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
-from fault_rig import DEMO, N_CTX, check, generate, reference, rig
+from fault_rig import DEMO, N_CTX, check, eventually, generate, reference, rig
 
 import moesaic
 from moesaic.launcher import LocalLauncher
@@ -133,8 +133,11 @@ def test_two_coordinators_at_once(fresh, demo_path):
                 thread.join()
             assert said == {0: reference.tokens(200, 0), 1: reference.tokens(200, 1)}
         check(mine)
-    held = [sum(model.sessions for model in n.models) for n in fresh.nodes]
-    assert held == [0, 0, 0]
+
+    def nothing_is_held() -> bool:  # a worker frees them when it sees that the link is closed
+        return not any(model.sessions for node in fresh.nodes for model in node.models)
+
+    eventually(nothing_is_held, 5, "the workers still hold sessions")
 
 
 def test_too_little_memory_is_said_before_it_is_taken(demo_path):

@@ -116,6 +116,34 @@ def test_ctrl_c_in_loading(tmp_path):
         assert m.forward([1]).shape[0] == 1
 
 
+def test_no_ctrl_c_is_lost_while_text_is_made(demo):
+    """Every one of many signals at random moments is heard, also amid the decoding of a token."""
+    pressed = heard = 0
+
+    def press(number, frame):
+        nonlocal pressed
+        pressed += 1
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, press)
+    ids = list(range(5, 100))
+    try:
+        for delay in np.random.default_rng(3).uniform(1e-5, 3e-4, 2000):
+            decoder = demo.tokenizer.stream_decoder()
+            at = pressed
+            try:
+                signal.setitimer(signal.ITIMER_REAL, delay)
+                while pressed == at:
+                    for i in ids:
+                        decoder.feed(i)
+            except KeyboardInterrupt:
+                heard += 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert pressed == heard == 2000
+
+
 def test_the_gil_is_free_while_it_computes(demo):
     counted = 0
     done = threading.Event()
