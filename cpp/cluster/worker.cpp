@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <condition_variable>
 #include <deque>
 #include <map>
@@ -20,6 +21,7 @@
 #include "cluster/measure.h"
 #include "cluster/measure_link.h"
 #include "cluster/numerics.h"
+#include "cluster/rate_book.h"
 #include "cluster/step_messages.h"
 
 namespace moesaic::cluster {
@@ -72,6 +74,7 @@ class WorkerImpl final : public Worker, public DeploymentHost {
   wire::Status status(std::uint64_t request) const;
   void answer_status(const std::shared_ptr<net::Connection>& link,
                      const wire::StatusRequest& request);
+  void know_rates();
   LinkRates link_rates(const std::string& peer);
   void later(std::function<void()> job);
   void keep_house();
@@ -80,6 +83,8 @@ class WorkerImpl final : public Worker, public DeploymentHost {
   std::uint64_t memory_bytes_ = 0;
   net::LinkOptions link_options_;
   std::string address_;
+  FileOps file_ops_;
+  std::unique_ptr<RateBook> rate_book_;
   std::unique_ptr<WeightStore> store_;
   std::unique_ptr<BlobServer> blobs_;
   HeldSlices held_;
@@ -112,7 +117,14 @@ WorkerImpl::WorkerImpl(WorkerOptions options) : options_(std::move(options)) {
                       ? options_.memory_bytes
                       : static_cast<std::uint64_t>(kMemoryShare *
                                                    static_cast<double>(available_memory_bytes()));
+  rate_book_ = std::make_unique<RateBook>(
+      options_.cache_dir,
+      RateKey{options_.release, backend::current_isa(), processor_model(), options_.threads},
+      file_ops_, [this](const std::string& event, const std::string& text) {
+        log({event, text, {}});
+      });
   rates_ = {options_.read_bytes_per_s, options_.matmul_ops_per_s};
+  if (!(rates_.read_bytes_per_s > 0)) rates_ = rate_book_->find().value_or(rates_);
   link_options_.key = options_.key;
   link_options_.plain_beyond_loopback = options_.plain_beyond_loopback;
   link_options_.role = wire::Role::kWorker;
@@ -393,20 +405,7 @@ void WorkerImpl::answer_status(const std::shared_ptr<net::Connection>& link,
   }
   later([this, link, id = request.request, peer = request.probe] {
     try {
-      bool known = false;
-      {
-        const std::scoped_lock lock(mutex_);
-        known = rates_.read_bytes_per_s > 0;
-      }
-      if (!known) {
-        Rates rates;
-        {
-          const std::scoped_lock turn(compute_);
-          rates = measure(options_.threads);
-        }
-        const std::scoped_lock lock(mutex_);
-        rates_ = rates;
-      }
+      know_rates();
       wire::Status answer = status(id);
       if (!peer.empty()) {
         try {
@@ -427,6 +426,31 @@ void WorkerImpl::answer_status(const std::shared_ptr<net::Connection>& link,
 }
 
 // --- jobs that may take long
+
+// Measured, unless they are known or another worker of this machine has remembered them since.
+void WorkerImpl::know_rates() {
+  {
+    const std::scoped_lock lock(mutex_);
+    if (rates_.read_bytes_per_s > 0) return;
+  }
+  std::optional<Rates> rates = rate_book_->find();
+  if (!rates) {
+    {
+      const std::scoped_lock turn(compute_);
+      rates = measure(options_.threads);
+    }
+    rate_book_->add(*rates);
+    const std::string path = rate_book_->path();
+    log({"rates",
+         strcat("measured: reads ", std::round(rates->read_bytes_per_s / 1e8) / 10,
+                " GB/s, computes ", std::round(rates->matmul_ops_per_s / 1e9), " GOP/s",
+                path.empty() ? "" : "; remembered, to be measured again without ", path),
+         {{"read_bytes_per_s", strcat(rates->read_bytes_per_s)},
+          {"matmul_ops_per_s", strcat(rates->matmul_ops_per_s)}}});
+  }
+  const std::scoped_lock lock(mutex_);
+  rates_ = *rates;
+}
 
 LinkRates WorkerImpl::link_rates(const std::string& peer) {
   const auto known = links_.find(peer);

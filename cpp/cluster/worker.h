@@ -27,10 +27,10 @@ struct WorkerOptions {
   std::optional<net::ClusterKey> key;
   bool plain_beyond_loopback = false;
   std::string models_dir;          // searched for files by name; empty: none
-  std::string cache_dir;           // pulled slices and digests; empty: nothing is kept
+  std::string cache_dir;           // pulled slices, digests, rates; empty: nothing is kept
   std::uint64_t memory_bytes = 0;  // that deployments may use; 0: what is free now, less headroom
   int threads = 0;                 // 0: those the process may use
-  // Of this machine, for plans; 0: measured when a coordinator first asks.
+  // Of this machine, for plans; 0: remembered in the cache, or measured when a coordinator asks.
   double read_bytes_per_s = 0;
   double matmul_ops_per_s = 0;
   std::string backend = "auto";

@@ -184,7 +184,8 @@ class Cluster:
     def measure(self) -> tuple[Node, ...]:
         """Return the nodes with their rates and links measured.
 
-        Each worker measures its own rates once, which takes about a second, and remembers them.
+        Each worker measures its own rates once, which takes about a second, and remembers them in
+        its cache.
 
         Returns
         -------

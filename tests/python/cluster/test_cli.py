@@ -368,3 +368,28 @@ def test_rates_that_are_told_are_not_measured():
     with moesaic.Cluster.local(1) as cluster:
         (node,) = cluster.measure()
     assert node.rates == Rates(25e9, 600e9)
+
+
+def test_rates_are_remembered_in_the_cache(tmp_path, monkeypatch):
+    told = os.environ["MOESAIC_RATES"]
+    monkeypatch.delenv("MOESAIC_RATES")
+    with moesaic.Cluster.local(2, cache=tmp_path) as cluster:
+        assert [n.rates for n in cluster.nodes] == [None, None]
+        first, second = (n.rates for n in cluster.measure())
+    assert first is not None and first == second  # one machine: the second one need not measure
+    (file,) = tmp_path.glob("*.rates")
+    with moesaic.Cluster.local(1, cache=tmp_path) as cluster:
+        assert cluster.nodes[0].rates == first  # before anybody asks for a measurement
+    with moesaic.Cluster.local(1, threads=2, cache=tmp_path) as cluster:
+        assert cluster.nodes[0].rates is None  # another number of threads, other rates
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    with moesaic.Cluster.local(1, cache=tmp_path) as cluster:
+        assert cluster.nodes[0].rates is None
+        (again,) = cluster.measure()
+        assert again.rates is not None
+    with moesaic.Cluster.local(1, cache=tmp_path) as cluster:
+        assert cluster.nodes[0].rates == again.rates
+    monkeypatch.setenv("MOESAIC_RATES", told)
+    with moesaic.Cluster.local(1, cache=tmp_path) as cluster:
+        assert cluster.nodes[0].rates == Rates(25e9, 600e9)
+    assert [path.name for path in tmp_path.glob("*.rates")] == [file.name]
