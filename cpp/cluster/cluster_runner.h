@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "cluster/coordinator.h"
+#include "cluster/micro_batches.h"
 #include "cluster/ring.h"
 #include "cluster/step_assembly.h"
 #include "model/kv_pages.h"
@@ -24,6 +25,7 @@ struct RunnerSetup {
   model::ModelFile model;
   model::LoadOptions load;  // kv_tokens as planned; max_step_rows unused
   std::int64_t micro_batch_rows = 0;
+  BatchCost batch_cost{};
   std::uint32_t payload_limit = 0;
   OnLoss on_loss = OnLoss::kRaise;
   std::chrono::milliseconds wait_for_worker{600000};
@@ -84,6 +86,7 @@ class ClusterRunner final : public model::Runner {
   void bring_back_all(const model::Step& step, const CancelFlag* cancel);
   void claim(std::span<const model::SequenceStep> sequences);
   void commit(const model::SequenceStep& step);
+  CutOptions cut_options() const;
   model::StepResult dispatch(const model::Step& step, const CancelFlag* cancel);
   bool decode(std::vector<Decoding>& sequences, model::AheadSink& sink, const CancelFlag* cancel);
   Ring::Event wait(const CancelFlag* cancel);

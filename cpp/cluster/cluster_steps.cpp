@@ -73,9 +73,14 @@ model::StepResult ClusterRunner::run(const model::Step& step) {
   return result;
 }
 
+CutOptions ClusterRunner::cut_options() const {
+  return {.max_rows = setup_.micro_batch_rows,
+          .n_stages = static_cast<std::int64_t>(ring_->n_stages()),
+          .cost = setup_.batch_cost};
+}
+
 model::StepResult ClusterRunner::dispatch(const model::Step& step, const CancelFlag* cancel) {
-  const auto n_stages = static_cast<std::int64_t>(ring_->n_stages());
-  const std::vector<MicroBatch> batches = cut_step(step, setup_.micro_batch_rows, n_stages);
+  const std::vector<MicroBatch> batches = cut_step(step, cut_options());
   const std::uint64_t first = next_id_;
   next_id_ += batches.size();
   ring_->drop_events();  // of steps that were given up
@@ -153,8 +158,7 @@ bool ClusterRunner::decode(std::vector<Decoding>& sequences, model::AheadSink& s
   bring_back_all(step, cancel);
   claim(step.sequences);
 
-  const std::vector<MicroBatch> groups =
-      cut_step(step, setup_.micro_batch_rows, static_cast<std::int64_t>(ring_->n_stages()));
+  const std::vector<MicroBatch> groups = cut_step(step, cut_options());
   const std::uint64_t first = next_id_;
   next_id_ += groups.size();
   ring_->drop_events();

@@ -12,6 +12,7 @@
 #include "cluster/blob_source.h"
 #include "cluster/cluster_runner.h"
 #include "cluster/numerics.h"
+#include "cluster/plan_time.h"
 #include "cluster/ring.h"
 #include "cluster/slice_pull.h"
 #include "cluster/step_messages.h"
@@ -384,6 +385,7 @@ std::unique_ptr<model::Runner> CoordinatorImpl::deploy(std::shared_ptr<const ggu
       options.micro_batch_rows > 0 ? options.micro_batch_rows : plan.micro_batch_rows, whole);
   setup.load.max_step_rows = setup.micro_batch_rows;
   model::validate(setup.load);
+  setup.batch_cost = batch_cost(model_cost(setup.model, setup.load), setup.micro_batch_rows);
   setup.payload_limit = payload_limit(setup.model.config, setup.micro_batch_rows);
   setup.on_loss = options.on_loss;
   setup.wait_for_worker = options.on_loss == OnLoss::kReplan

@@ -17,8 +17,20 @@ struct Piece {
 };
 using MicroBatch = std::vector<Piece>;
 
+// How long a micro-batch takes at a stage, in units of a row that sees no cached position.
+struct BatchCost {
+  double fixed = 0;         // whatever its rows: weights are read and unpacked
+  double per_position = 0;  // for each position up to its last row: MLA decompresses them
+  double per_key = 0;       // for each row and position that it sees: attention
+};
+
+struct CutOptions {
+  std::int64_t max_rows = 0;  // of a micro-batch
+  std::int64_t n_stages = 1;
+  BatchCost cost{};
+};
+
 // Each of at most max_rows rows, and of fewer when the step is short.
-std::vector<MicroBatch> cut_step(const model::Step& step, std::int64_t max_rows,
-                                 std::int64_t n_stages);
+std::vector<MicroBatch> cut_step(const model::Step& step, const CutOptions& options);
 
 }  // namespace moesaic::cluster

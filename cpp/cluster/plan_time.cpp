@@ -6,8 +6,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "cluster/micro_batches.h"
-
 namespace moesaic::cluster {
 namespace {
 
@@ -65,6 +63,30 @@ double layer_seconds(const ModelCost& model, const LayerCost& layer, const NodeF
          rows * layer.row_bytes * kRowPasses / node.read_bytes_per_s + kLayerOverhead;
 }
 
+BatchCost batch_cost(const ModelCost& model, std::int64_t micro_batch_rows) {
+  NodeFacts node;
+  node.read_bytes_per_s = 1e15;
+  node.matmul_ops_per_s = 1e12;
+  const auto seconds = [&](double rows, double depth) {
+    double sum = 0;
+    for (const LayerCost& layer : model.layers) {
+      sum += layer_seconds(model, layer, node, rows, depth);
+    }
+    return sum;
+  };
+  // Four points of fixed + rows + per_position * depth + per_key * rows * depth.
+  constexpr double kDepth = 4096;
+  const auto rows = static_cast<double>(micro_batch_rows);
+  const double half = rows / 2;
+  const double row = (seconds(rows, 0) - seconds(half, 0)) / half;
+  if (!(row > 0)) return {};
+  const double deep_half = (seconds(half, kDepth) - seconds(half, 0)) / kDepth;
+  const double deep = (seconds(rows, kDepth) - seconds(rows, 0)) / kDepth;
+  return {.fixed = std::max(0.0, seconds(rows, 0) / row - rows),
+          .per_position = std::max(0.0, (2 * deep_half - deep) / row),
+          .per_key = std::max(0.0, (deep - deep_half) / half / row)};
+}
+
 Pipeline::Pipeline(const ModelCost& model, std::span<const NodeFacts> nodes,
                    std::span<const std::int64_t> ends, bool hidden_f16)
     : model_(model), value_bytes_(hidden_f16 ? 2 : 4) {
@@ -94,7 +116,10 @@ double Pipeline::first_token_seconds(std::int64_t prompt, std::int64_t micro_bat
   std::vector<double> stage_free(stages_.size(), 0.0);
   std::vector<double> link_free(stages_.size(), 0.0);
   double there = 0;  // when the micro-batch is at the next stage
-  for (const MicroBatch& batch : cut_step(step, micro_batch_rows, n_stages)) {
+  const CutOptions cut{.max_rows = micro_batch_rows,
+                       .n_stages = n_stages,
+                       .cost = batch_cost(model_, micro_batch_rows)};
+  for (const MicroBatch& batch : cut_step(step, cut)) {
     const auto rows = static_cast<double>(batch[0].n_rows);
     const double depth = static_cast<double>(batch[0].offset) + rows / 2;
     there = 0;

@@ -7,6 +7,7 @@
 #include <span>
 #include <vector>
 
+#include "cluster/micro_batches.h"
 #include "cluster/plan.h"
 
 namespace moesaic::cluster {
@@ -14,6 +15,9 @@ namespace moesaic::cluster {
 // Of one layer and a step of `rows` rows that see `depth` cached positions on average.
 double layer_seconds(const ModelCost& model, const LayerCost& layer, const NodeFacts& node,
                      double rows, double depth);
+
+// What a micro-batch of about so many rows costs on nodes that compute longer than they read.
+BatchCost batch_cost(const ModelCost& model, std::int64_t micro_batch_rows);
 
 // A pipeline: node i holds the layers from ends[i - 1] (0 for the first) to ends[i].
 class Pipeline {
