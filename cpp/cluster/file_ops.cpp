@@ -11,6 +11,7 @@
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <system_error>
 
 namespace moesaic::cluster {
@@ -61,6 +62,13 @@ int FileOps::rename(const char* from, const char* to) { return ::rename(from, to
 std::uint64_t FileOps::free_bytes(const char* folder) {
   struct statvfs info {};
   return ::statvfs(folder, &info) == 0 ? std::uint64_t{info.f_bavail} * info.f_frsize : 0;
+}
+
+std::string FileOps::boot_id() {
+  std::ifstream in("/proc/sys/kernel/random/boot_id");
+  std::string id;
+  std::getline(in, id);
+  return id;
 }
 
 Fd open_file(FileOps& ops, const std::string& path, int flags) {

@@ -143,8 +143,8 @@ std::shared_ptr<const gguf::File> SliceCache::headers(const wire::Digest& identi
                                                       const std::string& name) const {
   std::error_code error;
   for (const fs::directory_entry& entry : fs::directory_iterator(folder_, error)) {
-    if (entry.path().extension() != ".slice") continue;
     const std::string path = entry.path().string();
+    if (!path.ends_with(".slice") && !path.ends_with(".slice.part")) continue;
     try {
       const Fd fd = open_file(ops_, path, O_RDONLY);
       if (auto file = read_slice_headers(ops_, fd.get(), path, identity, name)) return file;

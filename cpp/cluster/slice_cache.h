@@ -58,7 +58,7 @@ class SliceCache {
   // The slice, proven as the policy says; null when it is not there, or was bad and has been set
   // aside. With the slice's lock held. bytes_read of a bad one are added to *wasted_bytes.
   std::optional<Found> open(const Query& query, std::uint64_t* wasted_bytes);
-  // A model's headers from any slice of it; null: none is here.
+  // A model's headers from any slice of it, half fetched ones too; null: none is here.
   std::shared_ptr<const gguf::File> headers(const wire::Digest& identity,
                                             const std::string& name) const;
   // A slice that has just been written and proven: the next open reads nothing.

@@ -20,6 +20,10 @@ namespace {
 using namespace std::chrono_literals;
 
 constexpr std::uint64_t kChunkBytes = std::uint64_t{4} << 20;  // RELIABILITY, transport rule 4
+// What is on its way when a worker is killed comes twice. All chunks on their way together are at
+// most 1/kChunkParts of the slice, so that some kills later it is still below 1.02 times the slice.
+constexpr std::uint64_t kChunkParts = 400;
+constexpr std::uint64_t kLeastChunkBytes = std::uint64_t{64} << 10;
 constexpr std::uint64_t kRunBytes = std::uint64_t{8} << 20;
 constexpr std::size_t kThreadsPerSource = 4;
 constexpr std::size_t kMaxSources = 4;  // at once; more only wait for the same link
@@ -66,6 +70,9 @@ class Puller {
     std::vector<std::thread> threads;
     const int n_each = static_cast<int>(std::min<std::size_t>(runs_.size(), kThreadsPerSource));
     running_ = static_cast<int>(sources_.size()) * n_each;
+    chunk_bytes_ =
+        std::clamp(layout_.weights_bytes / (kChunkParts * static_cast<unsigned>(running_)),
+                   kLeastChunkBytes, kChunkBytes);
     for (std::size_t s = 0; s < sources_.size(); ++s) {
       for (int i = 0; i < n_each; ++i) threads.emplace_back([this, s] { work(s); });
     }
@@ -88,7 +95,9 @@ class Puller {
     for (const std::size_t unit : units) {
       Run* last = runs_.empty() ? nullptr : &runs_.back();
       const std::uint64_t n_bytes = layout_.range(unit).n_bytes;
+      // One that has begun can only be gone on with at the start of a run.
       if (last != nullptr && last->first + last->count == unit &&
+          target_.beginning(unit).n_bytes == 0 &&
           layout_.units[last->first].tensor == layout_.units[unit].tensor &&
           (last->count + 1) * n_bytes <= kRunBytes) {
         ++last->count;
@@ -195,6 +204,7 @@ class Puller {
       twice = ++attempts_[bad.unit] > 1;
     }
     if (twice) fail<FormatError>(bad.text);
+    target_.drop_beginning(bad.unit);
     run.avoids |= std::uint64_t{1} << s;
     give_back(run, bad.text);
   }
@@ -205,8 +215,8 @@ class Puller {
     if (++sources_[s].failures >= kMaxFailures) sources_[s].lost = true;
   }
 
-  // Fetches the run's units in order and takes finished ones off it. kRetry: the target has moved
-  // under the current unit.
+  // Fetches the run's units in order, the first one from where it is, and takes finished ones off
+  // the run. kRetry: the target has moved under the current unit.
   Outcome fetch_units(std::size_t s, Run& run) {
     const UnitKey first = layout_.units[run.first];
     const std::uint64_t n_unit = layout_.range(run.first).n_bytes;
@@ -214,11 +224,12 @@ class Puller {
     const std::uint64_t end = begin + run.count * n_unit;
     const std::uint64_t file_offset = layout_.range(run.first).offset;
     std::uint64_t moves = target_.moves();
-    std::uint64_t unit_left = n_unit;
-    Sha256 sha;
-    for (std::uint64_t at = begin; at < end;) {
+    const Sha256State there = target_.beginning(run.first);
+    std::uint64_t unit_left = n_unit - there.n_bytes;
+    Sha256 sha(there);
+    for (std::uint64_t at = begin + there.n_bytes; at < end;) {
       const std::vector<std::uint8_t> chunk =
-          fetch(s, first.tensor, at, std::min(kChunkBytes, end - at));
+          fetch(s, first.tensor, at, std::min(chunk_bytes_, end - at));
       target_.write(file_offset + (at - begin), chunk);
       at += chunk.size();
       for (std::span<const std::uint8_t> rest(chunk); !rest.empty();) {
@@ -227,18 +238,28 @@ class Puller {
         rest = rest.subspan(n);
         unit_left -= n;
         if (unit_left > 0) continue;
-        const wire::Digest digest = sha.finish();
-        check(s, run.first, digest);
-        if (!target_.finish_unit(run.first, digest, moves)) return Outcome::kRetry;
-        ++run.first;
-        --run.count;
+        if (!end_unit(s, run, sha, moves)) return Outcome::kRetry;
         unit_left = n_unit;
         // The chunk's rest, written before this unit was finished, counts as the next unit's: a
         // move in between is seen by its finish_unit, for `moves` is as old as the write.
       }
-      if (unit_left == n_unit) moves = target_.moves();
+      if (unit_left == n_unit) {
+        moves = target_.moves();
+      } else if (!target_.note_beginning(run.first, sha.state(), moves)) {
+        return Outcome::kRetry;
+      }
     }
     return Outcome::kDone;
+  }
+
+  // False: it is lost.
+  bool end_unit(std::size_t s, Run& run, Sha256& sha, std::uint64_t moves) {
+    const wire::Digest digest = sha.finish();
+    check(s, run.first, digest);
+    if (!target_.finish_unit(run.first, digest, moves)) return false;
+    ++run.first;
+    --run.count;
+    return true;
   }
 
   std::vector<std::uint8_t> fetch(std::size_t s, std::uint32_t tensor, std::uint64_t offset,
@@ -308,6 +329,7 @@ class Puller {
   std::vector<Source> sources_;
   std::mutex mutex_;
   std::condition_variable changed_;
+  std::uint64_t chunk_bytes_ = kChunkBytes;
   std::deque<Run> runs_;        // not taken
   std::size_t left_ = 0;        // runs not done
   std::vector<char> attempts_;  // by unit: how often it did not give its digest

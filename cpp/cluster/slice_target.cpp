@@ -1,36 +1,26 @@
-// See slice_target.h. The journal: 8 bytes magic, SHA-256 of the slice's head, then per finished
-// unit u32 number, 32 bytes of digest, u32 CRC-32C of those. A torn record ends it. It needs no
-// order with the data: whoever goes on proves every unit that it names.
+// See slice_target.h.
 #include "cluster/slice_target.h"
 
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <mutex>
 
-#include "base/crc32c.h"
 #include "base/digest.h"
 #include "cluster/digest_book.h"
 
 namespace moesaic::cluster {
 namespace {
 
-constexpr char kMagic[8] = {'M', 'O', 'E', 'J', 'R', 'N', 'L', '1'};
-constexpr std::size_t kRecordBytes = 40;
 constexpr std::size_t kPieceBytes = std::size_t{1} << 20;
 constexpr std::uint64_t kFlushBytes = std::uint64_t{16} << 20;
-
-std::vector<std::uint8_t> journal_head(const SliceLayout& layout) {
-  Sha256 sha;
-  sha.update(layout.head.data(), layout.head.size());
-  const wire::Digest digest = sha.finish();
-  std::vector<std::uint8_t> head(sizeof kMagic + digest.size());
-  std::memcpy(head.data(), kMagic, sizeof kMagic);
-  std::memcpy(head.data() + sizeof kMagic, digest.data(), digest.size());
-  return head;
-}
+// What a power cut may cost: synced each time another 1/kSyncParts of the slice is there, within
+// bounds: a sync waits for the disk, and so does who ends a pull.
+constexpr std::uint64_t kSyncParts = 128;
+constexpr std::uint64_t kLeastSyncBytes = std::uint64_t{8} << 20;
+constexpr std::uint64_t kMostSyncBytes = std::uint64_t{128} << 20;
 
 }  // namespace
 
@@ -41,6 +31,7 @@ SliceTarget::SliceTarget(const SliceLayout& layout, const std::string& path, Fil
       ops_(ops),
       warn_(std::move(warn)),
       make_room_(std::move(make_room)),
+      journal_(layout, journal_path(path), ops),
       done_(layout.units.size()),
       digests_(layout.units.size()) {
   if (path_.empty()) {
@@ -49,9 +40,17 @@ SliceTarget::SliceTarget(const SliceLayout& layout, const std::string& path, Fil
   }
   try {
     part_ = open_file(ops_, part_path(path_), O_RDWR | O_CREAT);
-    journal_ = open_file(ops_, journal_path(path_), O_RDWR | O_CREAT);
   } catch (const FileError& error) {
     move_to_memory(error);
+  }
+}
+
+SliceTarget::~SliceTarget() {
+  if (kept_ || data_ != nullptr || !journal_.is_started()) return;
+  try {
+    sync_file(ops_, part_.get(), part_path(path_));
+    journal_.seal(file_state(part_.get(), part_path(path_)));
+  } catch (const FileError&) {  // then it is as after a kill
   }
 }
 
@@ -60,102 +59,75 @@ void SliceTarget::remove_temporaries(const std::string& path) {
   ::unlink(journal_path(path).c_str());
 }
 
-std::vector<std::pair<std::size_t, wire::Digest>> SliceTarget::read_journal() const {
-  const std::string path = journal_path(path_);
-  std::vector<std::pair<std::size_t, wire::Digest>> units;
-  const std::vector<std::uint8_t> head = journal_head(layout_);
-  const std::uint64_t size = file_state(journal_.get(), path).size;
-  const std::uint64_t most = head.size() + 2 * layout_.units.size() * kRecordBytes;
-  std::vector<std::uint8_t> bytes(std::min(size, most));
-  read_at(ops_, journal_.get(), bytes, 0, path);
-  if (bytes.size() < head.size() || !std::equal(head.begin(), head.end(), bytes.begin())) {
-    return units;
-  }
-  for (std::size_t at = head.size(); at + kRecordBytes <= bytes.size(); at += kRecordBytes) {
-    std::uint32_t unit = 0;
-    std::uint32_t crc = 0;
-    wire::Digest digest;
-    std::memcpy(&unit, bytes.data() + at, 4);
-    std::memcpy(digest.data(), bytes.data() + at + 4, digest.size());
-    std::memcpy(&crc, bytes.data() + at + 36, 4);
-    if (crc != crc32c(0, bytes.data() + at, 36) || unit >= layout_.units.size()) break;
-    units.emplace_back(unit, digest);
-  }
-  return units;
-}
-
 std::uint64_t SliceTarget::resume(const CancelFlag* cancel,
                                   const std::function<void(std::uint64_t)>& progress) {
   if (!part_) return 0;
   std::uint64_t n_read = 0;
-  std::vector<std::pair<std::size_t, wire::Digest>> found;
+  const auto take = [&](std::size_t unit, const wire::Digest& digest) {
+    digests_[unit] = digest;
+    done_[unit].store(1, std::memory_order_release);
+  };
+  bool is_new = true;
   try {
-    const bool whole = file_state(part_.get(), part_path(path_)).size == layout_.file_bytes;
-    if (whole) found = read_journal();
-    std::vector<std::uint8_t> piece(kPieceBytes);
-    for (const auto& [unit, digest] : found) {
-      if (has(unit)) continue;
-      Sha256 sha;
-      SliceLayout::Range left = layout_.range(unit);
-      n_read += left.n_bytes;
-      while (left.n_bytes > 0) {
-        if (cancel != nullptr) cancel->check();
-        const std::size_t n = std::min<std::uint64_t>(left.n_bytes, kPieceBytes);
-        read_at(ops_, part_.get(), std::span(piece).first(n), left.offset, path_);
-        sha.update(piece.data(), n);
-        left.offset += n;
-        left.n_bytes -= n;
-      }
-      if (sha.finish() == digest) {
-        digests_[unit] = digest;
-        done_[unit].store(1, std::memory_order_release);
-      }
+    SliceJournal::Content found = journal_.read(file_state(part_.get(), part_path(path_)));
+    is_new = found.believed.empty() && found.doubted.empty() && found.beginnings.empty();
+    for (const auto& [unit, digest] : found.believed) take(unit, digest);
+    beginnings_ = std::move(found.beginnings);
+    for (const auto& [unit, digest] : found.doubted) {
+      n_read += layout_.range(unit).n_bytes;
+      if (prove(unit, digest, cancel)) take(unit, digest);
       if (progress) progress(n_read);
     }
   } catch (const FileError&) {  // what cannot be read is fetched
   }
   try {
-    start_file_with_room();
+    start_file_with_room(is_new);
   } catch (const FileError& error) {
     move_to_memory(error);
   }
   return n_read;
 }
 
-void SliceTarget::start_file_with_room() {
+bool SliceTarget::prove(std::size_t unit, const wire::Digest& digest, const CancelFlag* cancel) {
+  std::vector<std::uint8_t> piece(kPieceBytes);
+  Sha256 sha;
+  SliceLayout::Range left = layout_.range(unit);
+  while (left.n_bytes > 0) {
+    if (cancel != nullptr) cancel->check();
+    const std::size_t n = std::min<std::uint64_t>(left.n_bytes, kPieceBytes);
+    read_at(ops_, part_.get(), std::span(piece).first(n), left.offset, path_);
+    sha.update(piece.data(), n);
+    left.offset += n;
+    left.n_bytes -= n;
+  }
+  return sha.finish() == digest;
+}
+
+void SliceTarget::start_file_with_room(bool is_new) {
   try {
-    start_file();
+    start_file(is_new);
   } catch (const FileError& error) {
     const bool is_full = error.error == ENOSPC || error.error == EDQUOT;
     if (!is_full || !make_room_ || !make_room_(layout_.file_bytes)) throw;
-    start_file();
+    start_file(is_new);
   }
 }
 
-// Head and journal as they must be, the file at its full length.
-void SliceTarget::start_file() {
+// A file at its full length, and a journal that says what is there of it. One that is gone on with
+// is not written to before: its stamps are what its journal knows it by.
+void SliceTarget::start_file(bool is_new) {
   const std::string part = part_path(path_);
-  reserve_file(ops_, part_.get(), layout_.file_bytes, part);
-  write_at(ops_, part_.get(), layout_.head, 0, part);
-  const std::vector<std::uint8_t> head = journal_head(layout_);
-  truncate_file(ops_, journal_.get(), 0, journal_path(path_));
-  write_at(ops_, journal_.get(), head, 0, journal_path(path_));
-  journal_bytes_ = head.size();
-  for (std::size_t unit = 0; unit < done_.size(); ++unit) {
-    if (has(unit)) append_to_journal(unit, digests_[unit]);
+  if (is_new) {
+    reserve_file(ops_, part_.get(), layout_.file_bytes, part);
+    write_at(ops_, part_.get(), layout_.head, 0, part);  // with the headers: they come once
+  } else {
+    sync_file(ops_, part_.get(), part);
   }
-}
-
-void SliceTarget::append_to_journal(std::size_t unit, const wire::Digest& digest) {
-  std::uint8_t record[kRecordBytes];
-  const auto number = static_cast<std::uint32_t>(unit);
-  std::memcpy(record, &number, 4);
-  std::memcpy(record + 4, digest.data(), digest.size());
-  const std::uint32_t crc = crc32c(0, record, 36);
-  std::memcpy(record + 36, &crc, 4);
-  const std::lock_guard lock(journal_mutex_);
-  write_at(ops_, journal_.get(), record, journal_bytes_, journal_path(path_));
-  journal_bytes_ += kRecordBytes;
+  std::vector<SliceJournal::Unit> units;
+  for (std::size_t unit = 0; unit < done_.size(); ++unit) {
+    if (has(unit)) units.emplace_back(unit, digests_[unit]);
+  }
+  journal_.start(file_state(part_.get(), part), units, beginnings_);
 }
 
 std::vector<std::size_t> SliceTarget::missing() const {
@@ -175,6 +147,7 @@ void SliceTarget::write(std::uint64_t offset, std::span<const std::uint8_t> byte
       } else {
         write_at(ops_, part_.get(), bytes, offset, part_path(path_));
         ops_.flush(part_.get(), offset, bytes.size(), false);  // while more is on its way
+        sync_some(bytes.size());
       }
       return;
     } catch (const FileError& error) {
@@ -183,18 +156,67 @@ void SliceTarget::write(std::uint64_t offset, std::span<const std::uint8_t> byte
   }
 }
 
+// With the lock that writing takes.
+void SliceTarget::sync_some(std::size_t n_bytes) {
+  const std::uint64_t enough =
+      std::clamp(layout_.weights_bytes / kSyncParts, kLeastSyncBytes, kMostSyncBytes);
+  if ((unsynced_ += n_bytes) < enough) return;
+  const std::unique_lock lock(sync_mutex_, std::try_to_lock);
+  if (!lock) return;  // somebody is at it
+  unsynced_ = 0;
+  const std::uint64_t n_notes = journal_.n_notes();
+  sync_file(ops_, part_.get(), part_path(path_));
+  journal_.mark(n_notes);
+}
+
 bool SliceTarget::finish_unit(std::size_t unit, const wire::Digest& digest,
                               std::uint64_t moves_before) {
   try {
     const std::shared_lock lock(mutex_);
     if (moves_ != moves_before) return false;
     digests_[unit] = digest;
-    if (data_ == nullptr) append_to_journal(unit, digest);
+    if (data_ == nullptr) journal_.add_unit(unit, digest);
     done_[unit].store(1, std::memory_order_release);
+    const std::lock_guard beginnings(beginnings_mutex_);
+    beginnings_.erase(unit);
     return true;
   } catch (const FileError& error) {
     move_to_memory(error);
     return false;
+  }
+}
+
+bool SliceTarget::note_beginning(std::size_t unit, const Sha256State& state,
+                                 std::uint64_t moves_before) {
+  try {
+    const std::shared_lock lock(mutex_);
+    if (moves_ != moves_before) return false;
+    if (data_ == nullptr) journal_.add_beginning(unit, state);
+    const std::lock_guard beginnings(beginnings_mutex_);
+    beginnings_[unit] = state;
+    return true;
+  } catch (const FileError& error) {
+    move_to_memory(error);
+    return false;
+  }
+}
+
+Sha256State SliceTarget::beginning(std::size_t unit) const {
+  const std::lock_guard lock(beginnings_mutex_);
+  const auto found = beginnings_.find(unit);
+  return found == beginnings_.end() ? Sha256State() : found->second;
+}
+
+void SliceTarget::drop_beginning(std::size_t unit) {
+  {
+    const std::lock_guard lock(beginnings_mutex_);
+    if (beginnings_.erase(unit) == 0) return;
+  }
+  try {
+    const std::shared_lock lock(mutex_);
+    if (data_ == nullptr) journal_.drop_beginning(unit);
+  } catch (const FileError& error) {
+    move_to_memory(error);
   }
 }
 
@@ -216,6 +238,7 @@ std::shared_ptr<const gguf::File> SliceTarget::finish_file(const CancelFlag* can
     if (cancel != nullptr) cancel->check();  // an fsync of it all could not be interrupted
     ops_.flush(part_.get(), at, kFlushBytes, true);
   }
+  write_at(ops_, part_.get(), layout_.head, 0, part);
   write_at(ops_, part_.get(), make_trailer(layout_, digests_), layout_.trailer_offset, part);
   sync_file(ops_, part_.get(), part);
   SliceBytes bytes = map_slice(open_file(ops_, part, O_RDONLY), layout_, part);
@@ -253,9 +276,13 @@ void SliceTarget::move_to_memory(const FileError& error) {
   for (std::size_t unit = 0; unit < done_.size(); ++unit) {
     if (has(unit) && !copy_unit(unit)) done_[unit].store(0, std::memory_order_release);
   }
+  {
+    const std::lock_guard beginnings(beginnings_mutex_);
+    beginnings_.clear();
+  }
   ++moves_;
   part_.reset();
-  journal_.reset();
+  journal_.close();
   remove_temporaries(path_);
   ::unlink(path_.c_str());  // renamed, but not known to last
 }

@@ -1,17 +1,20 @@
 // Where the bytes of a slice go while it is fetched: a temporary file of the cache with a journal
-// of finished units, so that a killed process's successor goes on where it ended; or, from the
+// (slice_journal.h), so that a killed process's successor goes on where it ended; or, from the
 // first failing write on, anonymous memory. Not for deciding what to fetch: slice_pull.h.
 #pragma once
 
 #include <atomic>
 #include <functional>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <shared_mutex>
 #include <string>
 #include <vector>
 
 #include "base/cancel.h"
 #include "cluster/slice_file.h"
+#include "cluster/slice_journal.h"
 
 namespace moesaic::cluster {
 
@@ -23,9 +26,12 @@ class SliceTarget {
   // path: of the finished file; empty: memory at once. The caller holds the slice's lock.
   SliceTarget(const SliceLayout& layout, const std::string& path, FileOps& ops, Warn warn,
               MakeRoom make_room);
+  ~SliceTarget();  // of a file that is not finished: leaves it so that all of it is believed
+  SliceTarget(const SliceTarget&) = delete;
+  SliceTarget& operator=(const SliceTarget&) = delete;
 
-  // Takes up what another process has left. Each finished unit is read and proven again; returns
-  // the bytes read for that.
+  // Takes up what another process has left. What its journal cannot vouch for is read and proven;
+  // returns the bytes read for that.
   std::uint64_t resume(const CancelFlag* cancel,
                        const std::function<void(std::uint64_t)>& progress);
 
@@ -39,6 +45,11 @@ class SliceTarget {
   // Any thread; once all bytes of the unit are written. False: they have been lost in a move after
   // `moves_before`, fetch them again.
   bool finish_unit(std::size_t unit, const wire::Digest& digest, std::uint64_t moves_before);
+  // The same for a unit that is there up to state.n_bytes.
+  bool note_beginning(std::size_t unit, const Sha256State& state, std::uint64_t moves_before);
+  // What is there of an unfinished unit: to be asked for after moves().
+  Sha256State beginning(std::size_t unit) const;
+  void drop_beginning(std::size_t unit);  // it was wrong
 
   // When nothing is missing: the file, under its final name, or the memory. Null: a failing disk
   // has cost some units, which are missing again. Throws CancelledError.
@@ -52,10 +63,10 @@ class SliceTarget {
   static void remove_temporaries(const std::string& path);
 
  private:
-  void start_file();
-  void start_file_with_room();
-  void append_to_journal(std::size_t unit, const wire::Digest& digest);
-  std::vector<std::pair<std::size_t, wire::Digest>> read_journal() const;
+  void start_file(bool is_new);
+  void start_file_with_room(bool is_new);
+  bool prove(std::size_t unit, const wire::Digest& digest, const CancelFlag* cancel);
+  void sync_some(std::size_t n_bytes);
   std::shared_ptr<const gguf::File> finish_file(const CancelFlag* cancel);
   void move_to_memory(const FileError& error);
   bool copy_unit(std::size_t unit);
@@ -68,14 +79,16 @@ class SliceTarget {
   // Shared: writing into file or memory. Exclusive: moving from the one to the other.
   std::shared_mutex mutex_;
   Fd part_;
-  Fd journal_;
-  std::mutex journal_mutex_;
-  std::uint64_t journal_bytes_ = 0;
+  SliceJournal journal_;
+  std::mutex sync_mutex_;
+  std::atomic<std::uint64_t> unsynced_{0};  // bytes
   SliceBytes memory_;
   std::uint8_t* data_ = nullptr;  // of memory_
   std::atomic<std::uint64_t> moves_{0};
   std::vector<std::atomic<char>> done_;  // by unit
   std::vector<wire::Digest> digests_;    // of the done ones
+  mutable std::mutex beginnings_mutex_;
+  std::map<std::size_t, Sha256State> beginnings_;
   bool kept_ = false;
 };
 

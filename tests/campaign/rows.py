@@ -79,7 +79,7 @@ def _more() -> list[Row]:
     return [
         CaseRow(
             Line("kill the coordinator: weights half pulled", group, 30,
-                 "workers live, the next load goes on, no half file"),
+                 "workers live, the next load goes on, no byte comes twice"),
             "pulling", fault_others.coordinator_killed_in_a_pull,
         ),
         CaseRow(
@@ -213,14 +213,14 @@ def _programs() -> list[Row]:
                 "cache: damaged, truncated and swapped files", group, 1_000,
                 "loads; nothing bad is ever used",
             ),
-            "test_cluster", "SliceFault.DamagedCacheFiles", "MOESAIC_CACHE_FILES", 1, 1_000,
+            "test_cluster", "CacheDamage.DamagedCacheFiles", "MOESAIC_CACHE_FILES", 1, 1_000,
         ),
         ProgramRow(
             Line(
                 "cache: ENOSPC, EIO, short write at every write; a kill at every write", group, 1,
                 "loads; no half file is left",
             ),
-            "test_cluster", "Kinds/FailingDisk.*:SliceFault.KilledAtEveryWrite",
+            "test_cluster", "Kinds/FailingDisk.*:PullResume.KilledAtEveryWrite",
             "MOESAIC_ALL", 1, 1,
         ),
     ]  # fmt: skip

@@ -103,6 +103,29 @@ TEST(Sha256, KnownDigests) {
             "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
 }
 
+TEST(Sha256, GoesOnWhereAnotherWas) {
+  std::vector<std::uint8_t> bytes(1000);
+  for (std::size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<std::uint8_t>(i * 37);
+  Sha256 whole;
+  whole.update(bytes.data(), bytes.size());
+  const Sha256Digest want = whole.finish();
+  for (const std::size_t n : {0UL, 1UL, 63UL, 64UL, 65UL, 128UL, 999UL, 1000UL}) {
+    Sha256 first;
+    first.update(bytes.data(), n);
+    const Sha256State state = first.state();
+    EXPECT_EQ(state.n_bytes, n / 64 * 64);
+    Sha256 second(state);
+    second.update(bytes.data() + state.n_bytes, bytes.size() - state.n_bytes);
+    EXPECT_EQ(second.finish(), want) << n;
+  }
+  // Of more bits than 32 can count, which the sum ends with.
+  Sha256State far;
+  far.n_bytes = std::uint64_t{1} << 40;
+  EXPECT_EQ(Sha256(far).state().n_bytes, far.n_bytes);
+  far.n_bytes += 1;
+  EXPECT_THROW(Sha256{far}, ArgumentError);
+}
+
 TEST(Checked, Arithmetic) {
   EXPECT_EQ(checked_add(1, 2, "x"), 3U);
   EXPECT_EQ(checked_mul(3, 4, "x"), 12U);

@@ -22,6 +22,7 @@
 
 #include "base/digest.h"
 #include "base/errors.h"
+#include "base/thrown.h"
 #include "cluster/file_ops.h"
 #include "cluster/weight_store.h"
 #include "cluster/weight_units.h"
@@ -30,6 +31,7 @@
 namespace moesaic::cluster::testing {
 
 namespace fs = std::filesystem;
+using moesaic::testing::thrown;
 using Bytes = std::vector<std::uint8_t>;
 
 // In memory where the system has such a place: these tests write thousands of small files.
@@ -176,16 +178,17 @@ class FileSource final : public BlobSource {
                                   const CancelFlag* cancel) override {
     if (cancel != nullptr) cancel->check();
     if (on_fetch) on_fetch(request);
-    Bytes all;
+    Bytes headers;
+    std::span<const std::uint8_t> all;
     if (request.tensor == wire::kHeaderTensor) {
       for (const auto header : file_->headers())
-        all.insert(all.end(), header.begin(), header.end());
+        headers.insert(headers.end(), header.begin(), header.end());
+      all = headers;
     } else {
-      const auto bytes = file_->bytes(file_->tensors()[request.tensor]);
-      all.assign(bytes.begin(), bytes.end());
+      all = file_->bytes(file_->tensors()[request.tensor]);
     }
-    const auto begin = all.begin() + static_cast<std::ptrdiff_t>(request.offset);
-    Bytes out(begin, begin + static_cast<std::ptrdiff_t>(request.n_bytes));
+    const auto range = all.subspan(request.offset, request.n_bytes);
+    Bytes out(range.begin(), range.end());
     if (spoil) spoil(request, out);
     n_bytes += out.size();
     ++n_fetches;
@@ -288,20 +291,6 @@ inline UnitDigests digests_of(const gguf::File& file) {
     }
   }
   return digests;
-}
-
-template <typename E>
-std::string thrown(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const E& error) {
-    return error.what();
-  } catch (const std::exception& error) {
-    ADD_FAILURE() << "another error: " << error.what();
-    return "";
-  }
-  ADD_FAILURE() << "nothing was thrown";
-  return "";
 }
 
 }  // namespace moesaic::cluster::testing

@@ -25,6 +25,7 @@
 
 #include "base/crc32c.h"
 #include "base/errors.h"
+#include "base/thrown.h"
 #include "net/connection.h"
 #include "net/tls.h"
 #include "wire/messages.h"
@@ -32,6 +33,7 @@
 namespace moesaic::net::testing {
 
 using namespace std::chrono_literals;
+using moesaic::testing::thrown;
 using Bytes = std::vector<std::uint8_t>;
 using Clock = std::chrono::steady_clock;
 
@@ -54,21 +56,6 @@ inline std::string text_of(const std::exception_ptr& error) {
   } catch (const std::exception& e) {
     return e.what();
   }
-}
-
-// The text of what `call` throws, which must be an E.
-template <typename E>
-std::string thrown(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const E& error) {
-    return error.what();
-  } catch (const std::exception& error) {
-    ADD_FAILURE() << "another error: " << error.what();
-    return "";
-  }
-  ADD_FAILURE() << "nothing was thrown";
-  return "";
 }
 
 // Links of tests live through a loaded machine's hiccups; tests of deadlines set their own.

@@ -107,12 +107,8 @@ def in_load(rig: Rig, i: int, fraction: float, late: float = 0.0) -> Figures:
     """While it pulls its slice, at a fraction of it; and ``late`` seconds at most after that."""
     victim = i % len(rig.workers)
     random = dice(i, "load")
-    _end_all(rig)
-    rig.revive(forget=True)
+    rig.pull_slowly()
     kill = Once(lambda: rig.kill(victim))
-    rig.cluster.measure()  # what a load does first; not over the slow links
-    for proxy in rig.proxies:
-        proxy.rate = 4e6
     wait = random.uniform(0, late)
 
     def progress(stage: str, done: int, total: int) -> None:
@@ -132,13 +128,6 @@ def in_load(rig: Rig, i: int, fraction: float, late: float = 0.0) -> Figures:
     halves = rig.half_files()
     assert not halves, f"left behind: {halves}"
     return figures
-
-
-def _end_all(rig: Rig) -> None:
-    """So that nobody holds weights: all workers die and forget what they had pulled."""
-    for i, lives in enumerate(rig.lives()):
-        if lives:
-            rig.kill(i)
 
 
 def in_load_10(rig: Rig, i: int) -> Figures:

@@ -109,6 +109,16 @@ class Rig:
         for proxy in self.proxies:
             proxy.heal()
 
+    def pull_slowly(self) -> None:
+        """Make workers that hold and have cached nothing, behind links that take their time."""
+        for i, lives in enumerate(self.lives()):
+            if lives:
+                self.kill(i)
+        self.revive(forget=True)
+        self.cluster.measure()  # what a load does first; not over the slow links
+        for proxy in self.proxies:
+            proxy.rate = 4e6
+
     def forget(self) -> None:
         """Remove pulled weights from the disk."""
         for path in self.cache.glob("**/*"):
