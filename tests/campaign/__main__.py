@@ -163,9 +163,12 @@ def run_fuzz(row: FuzzRow, number: int, most: int, build: Path) -> Entry:
         [
             target, f"-runs={count}", f"-seed={number + 1}", "-timeout=1", "-rss_limit_mb=512",
             "-malloc_limit_mb=64", "-max_len=16384", f"-artifact_prefix={build}/",
-            "-print_final_stats=1", corpus, ROOT / "tests" / "fuzz" / "corpus" / name,
+            "-print_final_stats=1", *row.options, corpus, ROOT / "tests" / "fuzz" / "corpus" / name,
         ],
         capture_output=True, text=True, errors="replace",
+        # What was freed is watched for as long as an input lasts, and then some; the 256 MB that
+        # are the default are always new to the processor's cache.
+        env=os.environ | {"ASAN_OPTIONS": "quarantine_size_mb=16"},
     )  # fmt: skip
     executed = re.search(r"stat::number_of_executed_units:\s*(\d+)", done.stderr)
     failed = done.returncode != 0 or executed is None

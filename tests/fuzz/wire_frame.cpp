@@ -37,6 +37,7 @@ extern "C" int LLVMFuzzerInitialize(int*, char***) {
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   if (size == 0) return 0;
+  const fuzz::Stopwatch stopwatch;
   const std::uint32_t activation_limit = data[0] == 0 ? 0 : 1U << (data[0] % 32);
   std::span<const std::uint8_t> left(data + 1, size - 1);
   try {

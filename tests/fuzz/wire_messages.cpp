@@ -10,6 +10,7 @@ extern "C" int LLVMFuzzerInitialize(int*, char***) {
 }
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  const fuzz::Stopwatch stopwatch;
   std::span<const std::uint8_t> left(data, size);
   while (left.size() >= 3) {
     const auto type = static_cast<MessageType>(left[0]);
