@@ -59,40 +59,43 @@ void bench_attention(const Options& options, const Ceilings& ceilings) {
       std::vector<float> sum(n_q);
       std::vector<float> out(n_q * static_cast<std::size_t>(s.d_v));
       AlignedBuffer scratch(kernels::attention_scratch_bytes(s.d_k, s.d_v));
-      const double seconds = best_seconds(options.seconds, [&] {
-        for (std::int64_t begin = 0; begin < kTokens; begin += kernels::kAttentionChunk) {
-          const AttentionJob job{q.data(),
-                                 s.d_k,
-                                 s.n_q,
-                                 s.d_k,
-                                 s.d_v,
-                                 0.05F,
-                                 kernels::KvType::kF16,
-                                 k_pages.data(),
-                                 v_pages.data(),
-                                 k_bytes,
-                                 v_bytes,
-                                 kPage,
-                                 begin,
-                                 begin + kernels::kAttentionChunk,
-                                 first.data(),
-                                 last.data(),
-                                 maximum.data(),
-                                 sum.data(),
-                                 out.data(),
-                                 s.d_v,
-                                 scratch.data()};
-          table->attention(job);
-        }
-      });
-      const double gflop = 2.0 * static_cast<double>(s.n_q * kTokens * (s.d_k + s.d_v)) / 1e9;
-      const double cache_gb = static_cast<double>(k.size() + (s.shared ? 0 : v.size())) / 1e9;
-      std::printf(
-          "{\"bench\": \"attention\", \"isa\": \"%s\", \"shape\": \"%s\", \"rows\": %lld, "
-          "\"ms\": %.3f, \"gflop_per_s\": %.1f, \"share\": %.2f, \"cache_gb_per_s\": %.1f}\n",
-          table->isa, s.name, static_cast<long long>(kTokens), seconds * 1e3, gflop / seconds,
-          gflop / seconds / ceilings.f32_gflop_per_s, cache_gb / seconds);
-      std::fflush(stdout);
+      for (const bool bf16 : {false, true}) {
+        if (bf16 && table->attention_bf16 == nullptr) continue;
+        const double seconds = best_seconds(options.seconds, [&] {
+          for (std::int64_t begin = 0; begin < kTokens; begin += kernels::kAttentionChunk) {
+            const AttentionJob job{q.data(),
+                                   s.d_k,
+                                   s.n_q,
+                                   s.d_k,
+                                   s.d_v,
+                                   0.05F,
+                                   kernels::KvType::kF16,
+                                   k_pages.data(),
+                                   v_pages.data(),
+                                   k_bytes,
+                                   v_bytes,
+                                   kPage,
+                                   begin,
+                                   begin + kernels::kAttentionChunk,
+                                   first.data(),
+                                   last.data(),
+                                   maximum.data(),
+                                   sum.data(),
+                                   out.data(),
+                                   s.d_v,
+                                   scratch.data()};
+            (bf16 ? table->attention_bf16 : table->attention)(job);
+          }
+        });
+        const double gflop = 2.0 * static_cast<double>(s.n_q * kTokens * (s.d_k + s.d_v)) / 1e9;
+        const double cache_gb = static_cast<double>(k.size() + (s.shared ? 0 : v.size())) / 1e9;
+        std::printf(
+            "{\"bench\": \"attention\", \"isa\": \"%s%s\", \"shape\": \"%s\", \"rows\": %lld, "
+            "\"ms\": %.3f, \"gflop_per_s\": %.1f, \"share\": %.2f, \"cache_gb_per_s\": %.1f}\n",
+            table->isa, bf16 ? "+bf16" : "", s.name, static_cast<long long>(kTokens), seconds * 1e3,
+            gflop / seconds, gflop / seconds / ceilings.f32_gflop_per_s, cache_gb / seconds);
+        std::fflush(stdout);
+      }
     }
   }
 }

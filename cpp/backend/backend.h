@@ -166,6 +166,9 @@ struct AttentionSpec {
   float scale = 1.0F;
   std::int64_t window = 0;        // a key is visible when q - k < window; 0: all
   const Weight* sinks = nullptr;  // (1, 1, n_heads), or null
+  // Products of float32: the same bits on every CPU. Otherwise a backend may multiply shorter
+  // numbers (bf16) where that is faster, never so that a row's result depends on the others.
+  bool exact = true;
 };
 
 struct DeviceInfo {

@@ -1,6 +1,7 @@
 // Which tables this machine can run, and the choice among them.
 #include "kernels/table.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <string>
 #include <string_view>
@@ -9,6 +10,7 @@
 #include "base/errors.h"
 #include "kernels/act_layout.h"
 #include "kernels/common/attention.h"
+#include "kernels/common/attention_bf16.h"
 #include "kernels/tables.h"
 
 namespace moesaic::kernels {
@@ -46,7 +48,9 @@ std::size_t matmul_scratch_bytes(std::int64_t k) {
   return static_cast<std::size_t>(kPanelBytesPerK * padded_k(k)) + 4096;
 }
 
-std::size_t attention_scratch_bytes(std::int64_t, std::int64_t) { return sizeof(AttentionScratch); }
+std::size_t attention_scratch_bytes(std::int64_t d_k, std::int64_t d_v) {
+  return std::max(sizeof(AttentionScratch), Bf16Layout(d_k, d_v).total());
+}
 
 std::span<const Table* const> available_tables() {
   static const std::vector<const Table*> tables = runnable_tables();

@@ -150,7 +150,8 @@ void Forward::run(const ForwardInput& input, const ForwardOutput& output) {
     output.captures->take(backend_, Tap::kEmbed, -1, scratch_.plan().hidden.row_range(0, n));
   }
   const StepRows rows{n, input.sequences, positions_, runs_};
-  const LayerContext context{backend_, config_, scratch_, kv_, rows, output.captures};
+  const LayerContext context{
+      backend_, config_, scratch_, kv_, rows, output.captures, options_.deterministic};
   for (std::int64_t layer = slice_.layer_begin; layer < slice_.layer_end; ++layer) {
     if (input.cancel != nullptr) input.cancel->check();
     run_layer(context, layer);

@@ -43,7 +43,7 @@ struct ForwardOutput {
 struct ForwardOptions {
   std::int64_t max_rows = 512;  // of a step
   std::int64_t n_ctx = 0;       // positions of a sequence
-  bool deterministic = false;   // absorbed MLA for any number of rows
+  bool deterministic = false;   // absorbed MLA for any number of rows, exact attention
 };
 
 class Forward {

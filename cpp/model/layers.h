@@ -40,6 +40,7 @@ struct LayerContext {
   backend::KvStore& kv;
   const StepRows& rows;
   Captures* captures = nullptr;  // null: none
+  bool exact = true;             // products of float32 in attention: the same bits on any CPU
 };
 
 // One layer's place: its number in the model, in the cache, and what it is.

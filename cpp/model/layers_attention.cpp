@@ -9,6 +9,10 @@ namespace {
 using backend::Mat;
 using backend::MatmulTarget;
 
+bool is_float(quant::Qtype type) {
+  return type == quant::Qtype::kF32 || type == quant::Qtype::kF16 || type == quant::Qtype::kBF16;
+}
+
 Mat first(const Mat& mat, std::int64_t n) { return mat.row_range(0, n); }
 
 void project_out(const LayerContext& context, const LayerPlace& place, const Mat& mixed,
@@ -16,6 +20,13 @@ void project_out(const LayerContext& context, const LayerPlace& place, const Mat
   const std::array target{
       MatmulTarget{place.weights.attn_output.get(), place.weights.attn_output_bias.get(), out}};
   context.backend.matmul(mixed, target);
+}
+
+// Shorter products in attention only where rows are rounded to eight bits anyway, by the projection
+// that reads them; an f32 cache asks for float32 as well.
+bool exact_attention(const LayerContext& context, const LayerPlace& place) {
+  return context.exact || context.kv.spec().type == backend::KvType::kF32 ||
+         is_float(place.weights.attn_output->type());
 }
 
 void run_grouped(const LayerContext& context, const LayerPlace& place, const Mat& normed,
@@ -50,7 +61,8 @@ void run_grouped(const LayerContext& context, const LayerPlace& place, const Mat
                      .d_v = config.d_head_v,
                      .scale = config.attention_scale,
                      .window = place.config.window,
-                     .sinks = w.attn_sinks.get()},
+                     .sinks = w.attn_sinks.get(),
+                     .exact = exact_attention(context, place)},
                     rows.sequences, q, mixed);
   project_out(context, place, mixed, out);
 }
@@ -104,7 +116,8 @@ void mla_absorbed(const LayerContext& context, const LayerPlace& place, const Ml
                      .d_k = width,
                      .d_v = mla.kv_lora,
                      .scale = config.attention_scale,
-                     .window = place.config.window},
+                     .window = place.config.window,
+                     .exact = exact_attention(context, place)},
                     run.sequences, q_latent, mixed);
   backend.matmul_heads(mixed, mla.kv_lora, *place.weights.attn_v_b, heads, mla.d_v);
 }
@@ -118,7 +131,8 @@ void mla_decompressed(const LayerContext& context, const LayerPlace& place, cons
                                           .d_k = config.d_head_k,
                                           .d_v = config.mla.d_v,
                                           .scale = config.attention_scale,
-                                          .window = place.config.window},
+                                          .window = place.config.window,
+                                          .exact = exact_attention(context, place)},
                                          run.sequences, *place.weights.attn_w_k,
                                          *place.weights.attn_v_b, q, heads);
 }
@@ -159,11 +173,7 @@ bool prefer_decompressed(const Config& config, std::int64_t n_rows, std::int64_t
   return decompressed < absorbed;
 }
 
-double mla_matmul_cost(quant::Qtype type) {
-  const bool is_float =
-      type == quant::Qtype::kF32 || type == quant::Qtype::kF16 || type == quant::Qtype::kBF16;
-  return is_float ? 1.0 : 0.35;
-}
+double mla_matmul_cost(quant::Qtype type) { return is_float(type) ? 1.0 : 0.35; }
 
 void run_attention(const LayerContext& context, const LayerPlace& place, const backend::Mat& normed,
                    const backend::Mat& out) {

@@ -18,7 +18,8 @@ using kernels::kAttentionChunk;
 constexpr float kNothingSeen = -std::numeric_limits<float>::infinity();
 // Multiply-adds below which the caller works alone.
 constexpr std::int64_t kTeamFromMacs = 128 << 10;
-// Heads in a tile below which vector kernels waste lanes.
+// Heads in a tile below which vector kernels waste lanes. With fewer on a KV head, decoding is no
+// faster with bf16; its rows then have the bits of long prompts' in float32.
 constexpr std::int64_t kLeastHeads = 16;
 
 std::int64_t div_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
@@ -196,7 +197,7 @@ bool attend(const kernels::Table& table, const AttentionCall& call, const Attent
   job.out = result.out;
   job.out_stride = spec.d_v;
   job.scratch = member.scratch;
-  table.attention(job);
+  (call.bf16 ? table.attention_bf16 : table.attention)(job);
   return true;
 }
 
@@ -237,6 +238,7 @@ void CpuBackend::attention(const KvStore& kv, std::int64_t layer, const Attentio
   call.sequences = sequences;
   call.q = view(q, q.rows, spec.n_heads * spec.d_k, op, "q");
   call.out = view(out, q.rows, spec.n_heads * spec.d_v, op, "out");
+  call.bf16 = !spec.exact && table_.attention_bf16 != nullptr && call.group() >= kLeastHeads;
   if (spec.sinks != nullptr) call.sinks = vector_of(spec.sinks, spec.n_heads, op, "sinks");
 
   const std::int64_t n_threads = pool_.size();

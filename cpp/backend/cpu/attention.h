@@ -21,6 +21,8 @@ struct AttentionCall {
   std::span<const SequenceRows> sequences;
   View q;    // (n, n_heads * d_k)
   View out;  // (n, n_heads * d_v)
+  // Products of bf16. Chosen by the model's shape and the CPU, never by the number of rows.
+  bool bf16 = false;
 
   std::int64_t group() const { return spec->n_heads / spec->n_kv_heads; }
   // The keys [first, last) that the query at `position` sees.

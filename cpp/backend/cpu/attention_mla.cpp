@@ -306,6 +306,7 @@ void CpuBackend::attention_decompressed(const KvStore& kv, std::int64_t layer,
   call.sequences = sequences;
   call.q = view(q, q.rows, n_heads * spec.d_k, kOp, "q");
   call.out = view(out, q.rows, n_heads * spec.d_v, kOp, "out");
+  call.bf16 = !spec.exact && table_.attention_bf16 != nullptr;
   if (spec.sinks != nullptr) call.sinks = vector_of(spec.sinks, n_heads, kOp, "sinks");
   DecompressedRun run(*this, call, keys_of, values_of);
   for (std::size_t s = 0; s < sequences.size(); ++s) run.run(static_cast<std::int64_t>(s));

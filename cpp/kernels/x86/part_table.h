@@ -10,6 +10,9 @@ namespace moesaic::kernels::MOESAIC_ISA_NAMESPACE {
 void fill_k_quants(Table& table);
 void fill_iq(Table& table);
 void fill_small(Table& table);
+#ifdef MOESAIC_VNNI
+void fill_bf16(Table& table);  // where the CPU has it: a choice of its own beside the table's
+#endif
 
 const Table* table() {
   static Table instance = {};
@@ -19,6 +22,9 @@ const Table* table() {
     fill_k_quants(instance);
     fill_iq(instance);
     fill_small(instance);
+#ifdef MOESAIC_VNNI
+    fill_bf16(instance);
+#endif
     instance.packed_bytes = Packing<Ints>::bytes;
     instance.pack = Packing<Ints>::pack;
     return true;
