@@ -51,19 +51,25 @@ double row_bytes_of(const model::TensorSpec& spec) {
 }
 
 AttentionCost attention_cost(const model::Config& c, const model::LayerConfig& layer,
-                             bool deterministic) {
+                             const model::LoadOptions& options) {
   const auto heads = static_cast<double>(c.n_heads);
   AttentionCost cost;
   cost.window = layer.window;
   if (layer.attention == model::AttentionKind::kGrouped) {
-    cost.ops_per_key = 2 * heads * static_cast<double>(c.d_head_k + c.d_head_v) * kFloatOpCost;
+    const double ops = 2 * heads * static_cast<double>(c.d_head_k + c.d_head_v);
+    cost.ops_per_key = ops * kFloatOpCost;
+    cost.ops_per_key_of_few = ops * kOneRowOpCost;
     return cost;
   }
+  const bool exact = options.deterministic || options.kv_type == backend::KvType::kF32;
+  const double op_cost = exact ? kFloatOpCost : kShortOpCost;
   const model::MlaConfig& mla = c.mla;
-  cost.ops_per_key = 2 * heads * static_cast<double>(2 * mla.kv_lora + mla.d_rope) * kFloatOpCost;
-  if (deterministic) return cost;  // one form for any number of rows
+  const double absorbed = 2 * heads * static_cast<double>(2 * mla.kv_lora + mla.d_rope);
+  cost.ops_per_key = absorbed * op_cost;
+  cost.ops_per_key_of_few = absorbed * kFloatOpCost;
+  if (options.deterministic) return cost;  // one form for any number of rows
   cost.decompressed_ops_per_key =
-      2 * heads * static_cast<double>(mla.d_nope + mla.d_rope + mla.d_v) * kFloatOpCost;
+      2 * heads * static_cast<double>(mla.d_nope + mla.d_rope + mla.d_v) * op_cost;
   cost.decompress_ops_per_key =
       2 * heads * static_cast<double>((mla.d_nope + mla.d_v) * mla.kv_lora);
   return cost;
@@ -106,8 +112,10 @@ std::function<double(const ScratchQuery&)> scratch_of(const model::ModelFile& mo
     asked.max_step_rows = query.rows;
     asked.n_ctx = query.n_ctx;
     asked.kv_tokens = query.n_ctx;
-    model::Slice slice = model::Slice::whole(shared->config);
-    slice.head = query.head;
+    const model::Slice slice{.layer_begin = query.layer_begin,
+                             .layer_end = query.layer_end,
+                             .embed = query.layer_begin == 0,
+                             .head = query.head};
     return static_cast<double>(model::memory_need(*shared, slice, asked, *backend).scratch_bytes);
   };
 }
@@ -136,7 +144,7 @@ ModelCost model_cost(const model::ModelFile& model, const model::LoadOptions& op
           ->kv_row_bytes(model::kv_spec(c, model::Slice::whole(c), options, 1)));
   for (std::size_t l = 0; l < model.layers.size(); ++l) {
     LayerCost layer = layer_cost(model.layers[l], c, options);
-    layer.attention = attention_cost(c, c.layers[l], options.deterministic);
+    layer.attention = attention_cost(c, c.layers[l], options);
     layer.kv_bytes_per_token = kv_row_bytes;
     cost.layers.push_back(layer);
   }

@@ -16,12 +16,18 @@ namespace moesaic::cluster {
 // Matmuls are counted in operations of int8: a multiply-add is two. One of a weight that is held in
 // floats, and those of attention, take as long as this many.
 inline constexpr double kFloatOpCost = 3.6;  // KERNELS.md: 107 against 375 GOP/s a core
+// MLA's attention of many rows where it may use bf16 products: 1.8 times as fast as with floats.
+inline constexpr double kShortOpCost = 2.0;
+// Grouped attention of one row, whose few queries share little: 83-110 GFLOP/s (bench/NOTES.md)
+// where many rows reach 185.
+inline constexpr double kOneRowOpCost = 7.0;
 // What finding the points of a grid adds to a weight of the IQ types, in such operations.
 inline constexpr double kGridUnpackOps = 22;  // KERNELS.md: 30 ps a weight and core
 
 // What scores and mixed values cost a row for each cached position that it sees.
 struct AttentionCost {
   double ops_per_key = 0;
+  double ops_per_key_of_few = 0;  // when a step has few rows
   // MLA's other form, when it may be used: cheaper rows, after a matmul for each position and step.
   double decompressed_ops_per_key = 0;  // 0: it may not
   double decompress_ops_per_key = 0;
@@ -44,8 +50,10 @@ struct LayerCost {
   bool operator==(const LayerCost&) const = default;
 };
 
-// What scratch depends on.
+// What scratch depends on. Of the layers, which kinds there are among them.
 struct ScratchQuery {
+  std::int64_t layer_begin = 0;
+  std::int64_t layer_end = 0;
   std::int64_t rows = 0;  // of the largest step
   std::int64_t n_ctx = 0;
   int threads = 1;
@@ -64,7 +72,7 @@ struct ModelCost {
   LayerCost embed;
   LayerCost head;
   std::vector<LayerCost> layers;
-  // Exactly what a stage will allocate, whatever its layers.
+  // Exactly what a stage of these layers will allocate.
   std::function<double(const ScratchQuery&)> scratch_bytes;
 };
 

@@ -19,10 +19,13 @@ namespace moesaic::cluster {
 namespace {
 
 constexpr std::int64_t kCols = 2048;
-constexpr std::int64_t kManyRows = 256;             // of activations
-constexpr std::int64_t kComputeRows = 512;          // of weights, for each thread
-constexpr std::int64_t kReadBytes = 48 << 20;       // of weights, of each type: past most caches
-constexpr std::chrono::milliseconds kPatience{50};  // for each type and rate
+constexpr std::int64_t kManyRows = 256;        // of activations
+constexpr std::int64_t kComputeRows = 512;     // of weights, for each thread
+constexpr std::int64_t kReadBytes = 48 << 20;  // of weights, of each type: past most caches
+// Each type and rate is measured some times over half a second and more: what disturbs one of
+// those moments is over, or elsewhere, at another.
+constexpr int kRounds = 4;
+constexpr std::chrono::milliseconds kPatience{12};  // for each type and rate, a round
 
 // Experts' gates and ups, their downs, and what lies around them, by their share of a token's
 // bytes.
@@ -125,29 +128,30 @@ class Rig {
   }
 
   Rates rates() {
-    // Type by type: short runs find a quiet moment on a busy machine. Of an average weight:
+    std::array<double, kParts.size()> read_seconds{};
+    std::array<double, kParts.size()> compute_seconds{};
+    read_seconds.fill(1e9);
+    compute_seconds.fill(1e9);
+    for (int round = 0; round < kRounds; ++round) {
+      for (std::size_t i = 0; i < kParts.size(); ++i) {
+        read_seconds[i] = std::min(read_seconds[i], fastest([&] { run(*read_[i], 1); }));
+        compute_seconds[i] =
+            std::min(compute_seconds[i], fastest([&] { run(*compute_[i], kManyRows); }));
+      }
+    }
+    // Of an average weight:
     double n_bytes = 0;
-    double read_seconds = 0;
+    double seconds = 0;
     double seconds_per_op = 0;
     for (std::size_t i = 0; i < kParts.size(); ++i) {
       const backend::Weight& read = *read_[i];
-      const double seconds = fastest([&] {
-        matmul(read, 1);
-        backend_->synchronize();
-      });
       const double per_weight = kParts[i].share / static_cast<double>(read.rows() * kCols);
       n_bytes += per_weight * static_cast<double>(read.n_bytes());
-      read_seconds += per_weight * seconds;
-
-      const backend::Weight& compute = *compute_[i];
-      const double compute_seconds = fastest([&] {
-        matmul(compute, kManyRows);
-        backend_->synchronize();
-      });
-      seconds_per_op += kParts[i].share * compute_seconds /
-                        (2.0 * kManyRows * static_cast<double>(compute.rows() * kCols));
+      seconds += per_weight * read_seconds[i];
+      seconds_per_op += kParts[i].share * compute_seconds[i] /
+                        (2.0 * kManyRows * static_cast<double>(compute_[i]->rows() * kCols));
     }
-    return {.read_bytes_per_s = n_bytes / read_seconds, .matmul_ops_per_s = 1 / seconds_per_op};
+    return {.read_bytes_per_s = n_bytes / seconds, .matmul_ops_per_s = 1 / seconds_per_op};
   }
 
  private:
@@ -161,11 +165,12 @@ class Rig {
   }
 
   // x (n, kCols) -> out (n, rows of the weight)
-  void matmul(const backend::Weight& weight, std::int64_t n) {
+  void run(const backend::Weight& weight, std::int64_t n) {
     const backend::Mat x{x_.get(), 0, n, kCols, kCols};
     const backend::Mat out{out_.get(), 0, n, weight.rows(), weight.rows()};
     const backend::MatmulTarget target{&weight, nullptr, out};
     backend_->matmul(x, {&target, 1});
+    backend_->synchronize();
   }
 
   std::unique_ptr<backend::Backend> backend_;

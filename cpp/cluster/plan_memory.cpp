@@ -40,16 +40,22 @@ PlanMemory::PlanMemory(const ModelCost& model, const std::vector<NodeFacts>& nod
       options_(options),
       n_layers_(static_cast<std::int64_t>(model.layers.size())),
       weights_before_(1, 0.0),
-      kv_bytes_before_(1, 0.0) {
+      kv_bytes_before_(1, 0.0),
+      moe_before_(1, 0) {
   if (options_.kv_tokens == 0) options_.kv_tokens = options_.n_ctx;
   for (const LayerCost& layer : model.layers) {
     weights_before_.push_back(weights_before_.back() + layer.weights_bytes);
     kv_bytes_before_.push_back(kv_bytes_before_.back() + layer.kv_bytes_per_token);
+    moe_before_.push_back(moe_before_.back() + (layer.expert_bytes > 0 ? 1 : 0));
   }
 }
 
 double PlanMemory::scratch(const ScratchQuery& query) const {
-  const auto [it, is_new] = scratch_.try_emplace({query.rows, query.threads, query.head}, 0.0);
+  const std::int64_t n_moe = moe_before_[static_cast<std::size_t>(query.layer_end)] -
+                             moe_before_[static_cast<std::size_t>(query.layer_begin)];
+  const bool has_dense = n_moe < query.layer_end - query.layer_begin;
+  const auto [it, is_new] =
+      scratch_.try_emplace({query.rows, query.threads, query.head, has_dense, n_moe > 0}, 0.0);
   if (is_new) it->second = model_.scratch_bytes(query);
   return it->second;
 }
@@ -76,8 +82,12 @@ NodePlan PlanMemory::node_plan(std::size_t node, std::int64_t begin, std::int64_
   const std::int64_t page = model_.page_tokens;
   const auto cached = static_cast<double>((options_.kv_tokens + page - 1) / page * page);
   p.kv_bytes = (kv_bytes_before_[to] - kv_bytes_before_[from]) * cached;
-  p.scratch_bytes =
-      scratch({.rows = rows, .n_ctx = options_.n_ctx, .threads = facts.threads, .head = p.head});
+  p.scratch_bytes = scratch({.layer_begin = begin,
+                             .layer_end = end,
+                             .rows = rows,
+                             .n_ctx = options_.n_ctx,
+                             .threads = facts.threads,
+                             .head = p.head});
   return p;
 }
 

@@ -42,9 +42,11 @@ class PlanMemory {
   PlanOptions options_;
   std::int64_t n_layers_;
   // Sums over the layers before an index.
-  std::vector<double> weights_before_;   // (n_layers + 1)
-  std::vector<double> kv_bytes_before_;  // (n_layers + 1), of one cached token
-  mutable std::map<std::tuple<std::int64_t, int, bool>, double> scratch_;  // rows, threads, head
+  std::vector<double> weights_before_;    // (n_layers + 1)
+  std::vector<double> kv_bytes_before_;   // (n_layers + 1), of one cached token
+  std::vector<std::int64_t> moe_before_;  // (n_layers + 1), layers with experts
+  // By rows, threads, and whether there are the head, layers without and layers with experts.
+  mutable std::map<std::tuple<std::int64_t, int, bool, bool, bool>, double> scratch_;
 };
 
 }  // namespace moesaic::cluster

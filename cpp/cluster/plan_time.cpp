@@ -16,7 +16,8 @@ constexpr double kUnpackRows = 6;
 constexpr double kRowPasses = 1.0;
 // Norms, routing, barriers: what a layer costs a step beyond its matmuls.
 constexpr double kLayerOverhead = 10e-6;
-constexpr double kFewRows = 16;  // below, MLA stays in its absorbed form
+// Below, MLA stays in its absorbed form, and grouped attention has few queries to share keys.
+constexpr double kFewRows = 16;
 
 // `rows` rows through weights of `bytes`, with `ops` of each row and unpack_ops of the weights.
 // Never slower than row by row.
@@ -38,7 +39,7 @@ double experts_touched(const ModelCost& model, double rows) {
 double attention_seconds(const LayerCost& layer, const NodeFacts& node, double rows, double depth) {
   const AttentionCost& cost = layer.attention;
   if (cost.window > 0) depth = std::min(depth, static_cast<double>(cost.window));
-  double ops = rows * depth * cost.ops_per_key;
+  double ops = rows * depth * (rows < kFewRows ? cost.ops_per_key_of_few : cost.ops_per_key);
   if (cost.decompressed_ops_per_key > 0 && rows >= kFewRows) {
     ops = std::min(ops, rows * depth * cost.decompressed_ops_per_key +
                             (depth + rows / 2) * cost.decompress_ops_per_key);

@@ -11,16 +11,22 @@ namespace moesaic::model {
 using backend::Mat;
 using backend::SequenceRows;
 
-backend::Backend::ScratchSpec backend_scratch(const Config& config, const ForwardOptions& options) {
+backend::Backend::ScratchSpec backend_scratch(const Config& config, const Slice& slice,
+                                              const ForwardOptions& options) {
   const MlaConfig& mla = config.mla;
   const bool is_mla = mla.kv_lora > 0;
+  const FfnKinds kinds = ffn_kinds(config, slice);
   backend::Backend::ScratchSpec spec;
   spec.max_rows = options.max_rows;
-  spec.max_cols = std::max({config.d_model, config.d_ff, config.moe.d_ff_expert,
-                            config.moe.n_shared * config.moe.d_ff_expert,
-                            config.n_heads * config.d_head_v, mla.q_lora, mla.kv_lora});
-  spec.max_slots = options.max_rows * std::max<std::int64_t>(1, config.moe.n_active);
-  spec.max_slot_cols = config.moe.d_ff_expert;
+  spec.max_cols =
+      std::max({config.d_model, config.n_heads * config.d_head_v, mla.q_lora, mla.kv_lora});
+  if (kinds.dense) spec.max_cols = std::max(spec.max_cols, config.d_ff);
+  if (kinds.moe) {
+    const std::int64_t shared = config.moe.n_shared * config.moe.d_ff_expert;
+    spec.max_cols = std::max({spec.max_cols, config.moe.d_ff_expert, shared});
+    spec.max_slots = options.max_rows * config.moe.n_active;
+    spec.max_slot_cols = config.moe.d_ff_expert;
+  }
   spec.max_n_ctx = options.n_ctx;
   spec.n_heads = config.n_heads;
   spec.d_k = is_mla ? mla.kv_lora + mla.d_rope : config.d_head_k;
@@ -39,8 +45,8 @@ Forward::Forward(backend::Backend& backend, const Config& config, const Slice& s
       kv_(kv),
       exchange_(exchange),
       options_(options),
-      scratch_(backend, config, options.max_rows, slice.head) {
-  backend_.reserve(backend_scratch(config, options));
+      scratch_(backend, config, slice, options.max_rows) {
+  backend_.reserve(backend_scratch(config, slice, options));
   positions_.reserve(static_cast<std::size_t>(options.max_rows));
   if (slice.head) {
     logits_.resize(static_cast<std::size_t>(head_rows(config, options.max_rows) * config.vocab));

@@ -79,6 +79,7 @@ class Forward {
 };
 
 // What the backend needs to know for its own scratch.
-backend::Backend::ScratchSpec backend_scratch(const Config& config, const ForwardOptions& options);
+backend::Backend::ScratchSpec backend_scratch(const Config& config, const Slice& slice,
+                                              const ForwardOptions& options);
 
 }  // namespace moesaic::model

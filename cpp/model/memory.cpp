@@ -100,8 +100,9 @@ MemoryNeed memory_need(const ModelFile& model, const Slice& slice, const LoadOpt
   need.weights_bytes = weights.mapped;
   need.derived_bytes = weights.derived;
   need.kv_bytes = static_cast<std::uint64_t>(kv.n_pages) * backend.kv_page_bytes(kv);
-  need.scratch_bytes = plan_bytes(plan_scratch(model.config, forward.max_rows, slice.head)) +
-                       backend.scratch_bytes(backend_scratch(model.config, forward)) + logits;
+  need.scratch_bytes = plan_bytes(plan_scratch(model.config, slice, forward.max_rows)) +
+                       backend.scratch_bytes(backend_scratch(model.config, slice, forward)) +
+                       logits;
   return need;
 }
 

@@ -39,18 +39,16 @@ std::int64_t plan_attention(const Config& config, std::int64_t n, std::int64_t b
   return bump.at();
 }
 
-std::int64_t plan_ffn(const Config& config, std::int64_t n, std::int64_t begin, ScratchPlan& plan) {
+std::int64_t plan_ffn(const Config& config, const FfnKinds& kinds, std::int64_t n,
+                      std::int64_t begin, ScratchPlan& plan) {
   Bump bump(begin);
   const MoeConfig& moe = config.moe;
-  const auto is = [](FfnKind kind) {
-    return [kind](const LayerConfig& layer) { return layer.ffn == kind; };
-  };
-  if (std::any_of(config.layers.begin(), config.layers.end(), is(FfnKind::kDense))) {
+  if (kinds.dense) {
     plan.gate = bump.take(n, config.d_ff);
     plan.up = bump.take(n, config.d_ff);
   }
   std::int64_t end = bump.at();
-  if (std::any_of(config.layers.begin(), config.layers.end(), is(FfnKind::kMoe))) {
+  if (kinds.moe) {
     bump = Bump(begin);
     plan.router = bump.take(n, moe.n_experts);
     plan.shared_gate = bump.take(n, moe.n_shared * moe.d_ff_expert);
@@ -82,7 +80,16 @@ std::int64_t head_rows(const Config& config, std::int64_t max_rows) {
   return std::min(std::max(kFloats / config.vocab, kRows), max_rows);
 }
 
-ScratchPlan plan_scratch(const Config& config, std::int64_t max_rows, bool head) {
+FfnKinds ffn_kinds(const Config& config, const Slice& slice) {
+  FfnKinds kinds;
+  for (std::int64_t l = slice.layer_begin; l < slice.layer_end; ++l) {
+    const bool is_moe = config.layers[static_cast<std::size_t>(l)].ffn == FfnKind::kMoe;
+    (is_moe ? kinds.moe : kinds.dense) = true;
+  }
+  return kinds;
+}
+
+ScratchPlan plan_scratch(const Config& config, const Slice& slice, std::int64_t max_rows) {
   ScratchPlan plan;
   Bump bump(0);
   plan.hidden = bump.take(max_rows, config.d_model);
@@ -90,8 +97,8 @@ ScratchPlan plan_scratch(const Config& config, std::int64_t max_rows, bool head)
   plan.partial = bump.take(max_rows, config.d_model);
   const std::int64_t shared = bump.at();  // attention, FFN and head follow each other in time
   std::int64_t end = plan_attention(config, max_rows, shared, plan);
-  end = std::max(end, plan_ffn(config, max_rows, shared, plan));
-  if (head) {
+  end = std::max(end, plan_ffn(config, ffn_kinds(config, slice), max_rows, shared, plan));
+  if (slice.head) {
     Bump last(shared);
     plan.logits = last.take(head_rows(config, max_rows), config.vocab);
     end = std::max(end, last.at());
@@ -105,8 +112,9 @@ std::uint64_t plan_bytes(const ScratchPlan& plan) {
          static_cast<std::uint64_t>(plan.n_routing_slots) * (sizeof(float) + sizeof(std::int32_t));
 }
 
-Scratch::Scratch(backend::Backend& backend, const Config& config, std::int64_t max_rows, bool head)
-    : plan_(plan_scratch(config, max_rows, head)) {
+Scratch::Scratch(backend::Backend& backend, const Config& config, const Slice& slice,
+                 std::int64_t max_rows)
+    : plan_(plan_scratch(config, slice, max_rows)) {
   floats_ = backend.allocate(static_cast<std::size_t>(plan_.n_floats) * sizeof(float));
   const auto slots = static_cast<std::size_t>(std::max<std::int64_t>(plan_.n_routing_slots, 1));
   experts_ = backend.allocate(slots * sizeof(std::int32_t));

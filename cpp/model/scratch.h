@@ -1,6 +1,6 @@
 // The memory a forward pass works in: one buffer of the backend, planned once for the largest step
-// from the configuration, its parts overlaid where their lives do not meet. Nothing is allocated
-// per step.
+// from the configuration and the slice, its parts overlaid where their lives do not meet. Nothing
+// is allocated per step.
 #pragma once
 
 #include <cstdint>
@@ -8,6 +8,7 @@
 
 #include "backend/backend.h"
 #include "model/config.h"
+#include "model/weights.h"
 
 namespace moesaic::model {
 
@@ -44,14 +45,22 @@ struct ScratchPlan {
 // Logits are made for at most this many rows at a time.
 std::int64_t head_rows(const Config& config, std::int64_t max_rows);
 
-// Offsets without a buffer. head: whether logits are made.
-ScratchPlan plan_scratch(const Config& config, std::int64_t max_rows, bool head);
+// What kinds of feed-forward layers a slice has: one without experts needs no room for them.
+struct FfnKinds {
+  bool dense = false;
+  bool moe = false;
+};
+FfnKinds ffn_kinds(const Config& config, const Slice& slice);
+
+// Offsets without a buffer, of exactly the slice's layers; logits where it has the head.
+ScratchPlan plan_scratch(const Config& config, const Slice& slice, std::int64_t max_rows);
 std::uint64_t plan_bytes(const ScratchPlan& plan);
 
 // The plan with its memory.
 class Scratch {
  public:
-  Scratch(backend::Backend& backend, const Config& config, std::int64_t max_rows, bool head);
+  Scratch(backend::Backend& backend, const Config& config, const Slice& slice,
+          std::int64_t max_rows);
 
   const ScratchPlan& plan() const { return plan_; }
   backend::Routing routing(const Config& config, std::int64_t n_rows) const {

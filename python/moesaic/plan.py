@@ -344,8 +344,12 @@ class Plan:
             ax.annotate(_layers_text(n), (0, i), (4, 0), textcoords="offset points", va="center")
         ax.invert_yaxis()
         ax.set_xlabel("GB (black line: the node's memory)")
-        ax.set_title(f"{self.model}: {self.n_ctx:,} tokens of context")
-        ax.legend(ncols=len(_PARTS), fontsize="small", loc="lower right")
+        # The legend between title and bars, where it covers nothing.
+        ax.set_title(f"{self.model}: {self.n_ctx:,} tokens of context", pad=26)
+        ax.legend(
+            ncols=len(_PARTS), fontsize="small", frameon=False, loc="lower center",
+            bbox_to_anchor=(0.5, 1.0), borderaxespad=0.2, columnspacing=1.2,
+        )  # fmt: skip
         return ax
 
     def __str__(self) -> str:

@@ -129,6 +129,31 @@ TEST(Cost, OnlyTheSecondFormOfMlaIsLeftOutWhenDeterministic) {
   EXPECT_EQ(one.layers[0].attention.decompressed_ops_per_key, 0);
 }
 
+TEST(Cost, WithoutExpertsThereIsNoRoomForThem) {
+  const std::string path = std::string(MOESAIC_TEST_DATA) + "/families/deepseek2_kimi.gguf";
+  const model::ModelFile model = model::understand(gguf::File::open(path));
+  ASSERT_EQ(model.config.layers[0].ffn, model::FfnKind::kDense);
+  ASSERT_EQ(model.config.layers[1].ffn, model::FfnKind::kMoe);
+  const ModelCost cost = model_cost(model, {});
+  const Plan plan = evaluate_plan(cost, nodes_of({1, 1}), {1, model.config.n_layers}, {});
+  ScratchQuery query{
+      .layer_begin = 0, .layer_end = 1, .rows = plan.micro_batch_rows, .n_ctx = 4096};
+  EXPECT_EQ(plan.nodes[0].scratch_bytes, cost.scratch_bytes(query));
+  query.layer_end = 2;
+  EXPECT_LT(plan.nodes[0].scratch_bytes, cost.scratch_bytes(query));
+}
+
+TEST(Cost, AttentionTakesShorterProductsUnlessItMustBeExact) {
+  const std::string path = std::string(MOESAIC_TEST_DATA) + "/families/deepseek2_kimi.gguf";
+  const model::ModelFile model = model::understand(gguf::File::open(path));
+  const double fast = model_cost(model, {}).layers[0].attention.ops_per_key;
+  const double exact = model_cost(model, {.deterministic = true}).layers[0].attention.ops_per_key;
+  EXPECT_DOUBLE_EQ(exact / fast, kFloatOpCost / kShortOpCost);
+  const double cached =
+      model_cost(model, {.kv_type = backend::KvType::kF32}).layers[0].attention.ops_per_key;
+  EXPECT_EQ(cached, exact);
+}
+
 TEST(Cost, SlidingWindowsBoundTheDepth) {
   const std::string path = std::string(MOESAIC_TEST_DATA) + "/families/gptoss_f32.gguf";
   const model::ModelFile model = model::understand(gguf::File::open(path));
