@@ -40,6 +40,9 @@ class ClusterRunner final : public model::Runner {
 
   const model::Config& config() const override { return setup_.model.config; }
   model::MemoryNeed memory() const override { return memory_; }
+  std::uint64_t kv_token_bytes() const override {
+    return kv_row_bytes_ * static_cast<std::uint64_t>(config().n_layers);
+  }
   std::int64_t n_ctx() const override { return setup_.load.n_ctx; }
   std::int64_t kv_tokens() const override { return pages_.n_pages() * pages_.page_tokens(); }
   std::int64_t kv_tokens_free() const override { return pages_.n_free() * pages_.page_tokens(); }

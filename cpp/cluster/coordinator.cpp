@@ -41,6 +41,14 @@ struct Node {
   std::string error;
 };
 
+// "10.0.0.11:9777: cannot be reached: ...": most errors of links name their peer themselves.
+std::string named_error(const Node& node) {
+  std::string text = node.error;
+  const std::size_t tag = text.starts_with('[') ? text.find("] ") : std::string::npos;
+  if (tag != std::string::npos) text.erase(0, tag + 2);  // "[net] "
+  return text.find(node.address) == std::string::npos ? strcat(node.address, ": ", text) : text;
+}
+
 struct Inbox {
   std::mutex mutex;
   std::condition_variable changed;
@@ -328,8 +336,7 @@ std::vector<NodeFacts> CoordinatorImpl::facts(const CancelFlag* cancel) {
   {
     const std::scoped_lock lock(mutex_);
     for (const Node& node : nodes_) {
-      if (!node.error.empty())
-        lost += strcat(lost.empty() ? "" : "; ", node.address, ": ", node.error);
+      if (!node.error.empty()) lost += (lost.empty() ? "" : "; ") + named_error(node);
     }
   }
   fail<NetError>("[Cluster] not all workers answer: ", lost,

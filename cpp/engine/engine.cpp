@@ -22,6 +22,7 @@ EngineFacts read_facts(const model::Runner& runner) {
   facts.kv_tokens = runner.kv_tokens();
   facts.page_tokens = runner.page_tokens();
   facts.max_step_rows = runner.max_step_rows();
+  facts.kv_token_bytes = runner.kv_token_bytes();
   facts.identity = runner.identity();
   facts.capture_names = runner.capture_names();
   return facts;

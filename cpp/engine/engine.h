@@ -41,6 +41,7 @@ struct EngineFacts {
   std::int64_t kv_tokens = 0;
   std::int64_t page_tokens = 0;
   std::int64_t max_step_rows = 0;
+  std::uint64_t kv_token_bytes = 0;  // of a saved session, for each token
   std::string identity;
   std::vector<std::string> capture_names;
 };

@@ -211,21 +211,16 @@ Engine::SavedSession read_session(const std::string& path, const EngineFacts& fa
                       4 * n_tokens, " and ", n_kv, " bytes are not the file's ", rest,
                       "; it is cut or damaged");
   }
-  const auto values = static_cast<std::uint64_t>(
-      facts.config.n_layers * (facts.config.kv_k_width() + facts.config.kv_v_width()));
-  // Which cache type it is shows in the identity; here, that the size is one a cache can have.
-  const bool blocks = values % 32 == 0 && n_kv == n_tokens * (values / 32) * 34;  // q8_0
-  if (n_kv != n_tokens * values * 2 && n_kv != n_tokens * values * 4 && !blocks) {
-    fail<FormatError>(kWhere, path, ": byte 24: got ", n_kv, " bytes of KV, need ",
-                      n_tokens * values,
-                      " values of 2 or 4 bytes (or in blocks of 8 bits) for this "
-                      "model");
-  }
   std::string identity(n_identity, '\0');
   reader.read({reinterpret_cast<std::uint8_t*>(identity.data()), identity.size()});
   if (identity != facts.identity) {
     fail<FormatError>(kWhere, path, ": it was saved by another model or cache type: got \"",
                       identity, "\", need \"", facts.identity, "\"");
+  }
+  if (n_kv != n_tokens * facts.kv_token_bytes) {
+    fail<FormatError>(kWhere, path, ": byte 24: got ", n_kv, " bytes of KV, need ",
+                      n_tokens * facts.kv_token_bytes, ", ", facts.kv_token_bytes, " for each of ",
+                      n_tokens, " tokens");
   }
   Engine::SavedSession session;
   std::vector<std::uint8_t> raw(4 * n_tokens);

@@ -52,6 +52,10 @@ std::vector<std::uint8_t> LocalRunner::save(SequenceId sequence, const CancelFla
   return bytes;
 }
 
+std::uint64_t LocalRunner::kv_token_bytes() const {
+  return kv_->row_bytes() * static_cast<std::uint64_t>(model_.config.n_layers);
+}
+
 SequenceId LocalRunner::load(std::span<const std::uint8_t> bytes,
                              std::span<const std::int32_t> tokens, const CancelFlag* cancel) {
   const auto n_tokens = static_cast<std::int64_t>(tokens.size());
@@ -60,7 +64,7 @@ SequenceId LocalRunner::load(std::span<const std::uint8_t> bytes,
                         options_.n_ctx);
   }
   const std::size_t layer_bytes = static_cast<std::size_t>(n_tokens) * kv_->row_bytes();
-  const std::size_t need = layer_bytes * static_cast<std::size_t>(model_.config.n_layers);
+  const std::size_t need = static_cast<std::size_t>(n_tokens) * kv_token_bytes();
   if (bytes.size() != need) {
     fail<FormatError>("[load_session] cache: got ", bytes.size(), " bytes for ", n_tokens,
                       " tokens, need ", need);

@@ -47,6 +47,7 @@ class LocalRunner final : public Runner {
                             std::int64_t n_rows) const override {
     return kv_->pages_needed(sequence, start, n_rows);
   }
+  std::uint64_t kv_token_bytes() const override;
   std::vector<std::uint8_t> save(SequenceId sequence, const CancelFlag* cancel) override;
   SequenceId load(std::span<const std::uint8_t> bytes, std::span<const std::int32_t> tokens,
                   const CancelFlag* cancel) override;

@@ -143,6 +143,7 @@ class Runner {
   // Pages that `n_rows` more rows of this sequence would take from the pool.
   virtual std::int64_t pages_needed(SequenceId sequence, std::int64_t start,
                                     std::int64_t n_rows) const = 0;
+  virtual std::uint64_t kv_token_bytes() const = 0;  // that save() gives for each cached row
   // The cache of a sequence as bytes in canonical order (layer, token), and back. Digest and tokens
   // are the engine's.
   virtual std::vector<std::uint8_t> save(SequenceId sequence, const CancelFlag* cancel) = 0;

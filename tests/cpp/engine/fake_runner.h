@@ -167,6 +167,7 @@ class FakeRunner : public model::Runner {
     }
     return need;
   }
+  std::uint64_t kv_token_bytes() const override { return 16; }
   std::vector<std::uint8_t> save(model::SequenceId id, const CancelFlag*) override {
     std::vector<std::uint8_t> bytes;
     for (const std::int32_t token : at(id).tokens) {

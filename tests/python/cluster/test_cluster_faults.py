@@ -47,6 +47,15 @@ def forever(model: moesaic.Model) -> None:
         model.generate([3, 4, 5], max_tokens=450, temperature=0, ignore_eos=True)
 
 
+def test_who_does_not_answer_is_named_once(fresh, demo_path):
+    address = fresh.addresses[1]
+    fresh.launcher.kill(address)
+    wait_gone([fresh.launcher.pids[1]])
+    with pytest.raises(moesaic.NetError, match="not all workers answer") as raised:
+        fresh.plan(demo_path)
+    assert str(raised.value).count(address) == 1 and "[net]" not in str(raised.value)
+
+
 @pytest.mark.parametrize("victim", [0, 1, 2])
 def test_a_killed_worker_is_an_error_with_its_name_and_the_tokens_so_far(
     fresh, demo_path, exact, victim
