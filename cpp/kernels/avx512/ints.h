@@ -351,9 +351,13 @@ struct Ints {
   // 64 bytes of each row (row i at from + i * stride) -> 16 dword columns: column j of out holds
   // bytes 4 j .. 4 j + 3 of every row.
   static void transpose(const std::uint8_t* from, int stride, std::uint8_t* out) {
+    transpose_rows([&](int i) { return from + i * stride; }, out);
+  }
+  template <class Row>
+  [[gnu::always_inline]] static void transpose_rows(const Row& row, std::uint8_t* out) {
     __m512i r[16];
     __m512i t[16];
-    for (int i = 0; i < 16; ++i) r[i] = load64(from + i * stride);
+    for (int i = 0; i < 16; ++i) r[i] = load64(row(i));
     for (int i = 0; i < 16; i += 2) {
       t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
       t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);

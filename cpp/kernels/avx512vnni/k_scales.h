@@ -42,6 +42,10 @@ struct FastKScaled : T {
 
 struct FastQ3K : Q3K<Ints> {
   static __m128i scales(const Block& b) {
+    return _mm_sub_epi8(stored_scales(b), _mm_set1_epi8(32));
+  }
+  // The same as they are stored, with 32 added.
+  static __m128i stored_scales(const Block& b) {
     // Bytes 94 .. 109 of the block: two of qs, twelve of scales, d.
     const auto* bytes = reinterpret_cast<const std::uint8_t*>(&b) + sizeof(Block) - 16;
     const __m128i x = Ints::load128(bytes);
@@ -55,9 +59,8 @@ struct FastQ3K : Q3K<Ints> {
         _mm_multishift_epi64_epi8(_mm_set_epi64x(0x3C342C241C140C04, 0x3830282018100800), lows);
     const __m128i high =
         _mm_multishift_epi64_epi8(_mm_set_epi64x(0x1A120A0218100800, 0x160E063E140C043C), highs);
-    const __m128i joined = _mm_ternarylogic_epi64(_mm_and_si128(low, _mm_set1_epi8(15)), high,
-                                                  _mm_set1_epi8(0x30), 0xF8);
-    return _mm_sub_epi8(joined, _mm_set1_epi8(32));
+    return _mm_ternarylogic_epi64(_mm_and_si128(low, _mm_set1_epi8(15)), high, _mm_set1_epi8(0x30),
+                                  0xF8);
   }
 };
 

@@ -12,8 +12,9 @@ namespace moesaic::kernels {
 
 template <class X, class T>
 void add_super_type(Table& table, const char* name) {
-  table.matmul[static_cast<std::uint32_t>(T::kQtype)] = {ActFormat::kQ8x256, name, super_few<X, T>,
-                                                         super_many<X, T>, X::kManyFrom};
+  table.matmul[static_cast<std::uint32_t>(T::kQtype)] = {
+      ActFormat::kQ8x256, name, super_few<X, T>, super_many<X, T>,
+      T::kManyFrom > 0 ? T::kManyFrom : X::kManyFrom};
 }
 
 template <class X, class T>

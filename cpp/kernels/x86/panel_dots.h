@@ -28,14 +28,28 @@ struct PanelDots {
   static void plain(const std::uint8_t* values, const std::uint8_t* q, V (&acc)[w]) {
     if constexpr (X::kWords) {
       runs<w, n>(values, q, X::ones_v(), acc);
+    } else if constexpr (n < 16) {
+      for (int i = 0; i < n; ++i) dots<w>(values, q, i, acc);
     } else {
-      for (int i = 0; i < n; ++i) {
-        const V x = X::load_v(values + i * 4 * X::kRows);
-        for (int j = 0; j < w; ++j) {
-          const std::uint8_t* a = q + (i * w + j) * 4;
-          acc[j] = T::kWide ? X::dot_wide_v(acc[j], x, a) : X::dot_v(acc[j], x, a);
-        }
+      // Two chains for each column: one alone waits for its own sums.
+      V odd[w];
+      for (V& x : odd) x = X::zero_v();
+      for (int i = 0; i < n; i += 2) {
+        dots<w>(values, q, i, acc);
+        dots<w>(values, q, i + 1, odd);
       }
+      for (int j = 0; j < w; ++j) acc[j] = X::add_v(acc[j], odd[j]);
+    }
+  }
+
+  // The same for dword i alone.
+  template <int w>
+  [[gnu::always_inline]] static void dots(const std::uint8_t* values, const std::uint8_t* q, int i,
+                                          V (&acc)[w]) {
+    const V x = X::load_v(values + i * 4 * X::kRows);
+    for (int j = 0; j < w; ++j) {
+      const std::uint8_t* a = q + (i * w + j) * 4;
+      acc[j] = T::kWide ? X::dot_wide_v(acc[j], x, a) : X::dot_v(acc[j], x, a);
     }
   }
 
@@ -74,18 +88,31 @@ struct PanelDots {
   }
 };
 
+// Bytes to be asked for in steps, a few lines each: all at once they would hold up what computes.
+class FetchShare {
+ public:
+  FetchShare(const std::uint8_t* begin, const std::uint8_t* end, std::int64_t n_steps)
+      : at_(begin), end_(end), step_bytes_(((end - begin) / n_steps + 64) / 64 * 64) {}
+  void step() {
+    const std::uint8_t* stop = end_ - at_ > step_bytes_ ? at_ + step_bytes_ : end_;
+    for (; at_ < stop; at_ += 64) _mm_prefetch(reinterpret_cast<const char*>(at_), _MM_HINT_T1);
+  }
+
+ private:
+  const std::uint8_t* at_;
+  const std::uint8_t* end_;
+  std::int64_t step_bytes_;
+};
+
 // The weights of the panel that comes next: tiles fetch a share each while they compute.
 struct NextPanel {
   const std::uint8_t* data;
   std::int64_t n_bytes;
 
   // The share of columns [c, c + w) of n_cols.
-  template <class X>
-  void fetch(std::int64_t c, std::int64_t w, std::int64_t n_cols) const {
-    const std::int64_t end = n_bytes * (c + w) / n_cols;
-    for (std::int64_t i = n_bytes * c / n_cols; i < end; i += 64) {
-      _mm_prefetch(reinterpret_cast<const char*>(data + i), _MM_HINT_T1);
-    }
+  FetchShare share(std::int64_t c, std::int64_t w, std::int64_t n_cols,
+                   std::int64_t n_steps) const {
+    return {data + n_bytes * c / n_cols, data + n_bytes * (c + w) / n_cols, n_steps};
   }
 };
 

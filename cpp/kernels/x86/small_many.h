@@ -86,14 +86,15 @@ struct SmallTiles {
 
   template <int w>
   void tile(std::int64_t c) const {
-    next.fetch<X>(c, w, cols.n_cols);
     const PackedTile acts = Packing<X>::tile(cols.data, ActFormat::kQ8x32, padded_k(job.k), c, w);
     const std::int64_t n_blocks = job.k / 32;
+    FetchShare ahead = next.share(c, w, cols.n_cols, n_blocks);
     Vf total[w];
     for (int lane = 0; lane < 8; ++lane) {
       Vf sum[w];
       for (Vf& s : sum) s = X::zero_f();
       for (std::int64_t b = lane; b < n_blocks; b += 8) {
+        ahead.step();
         block<w>(panel[b / 8], lane, acts, b, sum);
       }
       for (int j = 0; j < w; ++j) total[j] = lane == 0 ? sum[j] : X::add_f(total[j], sum[j]);

@@ -41,7 +41,13 @@ struct SuperPanel {
       const std::int64_t row = r + (i < n_rows ? i : n_rows - 1);
       rows[i] = job.weight + static_cast<std::size_t>(row) * job.weight_row_bytes;
     }
-    for (std::int64_t b = 0; b < job.k / kChunk; ++b) fill_block(rows, b, panel[b]);
+    for (std::int64_t b = 0; b < job.k / kChunk; ++b) {
+      if constexpr (T::kFillsPanels) {
+        T::fill_panel(rows, b, panel[b]);
+      } else {
+        fill_block(rows, b, panel[b]);
+      }
+    }
   }
 
   static void fill_block(const std::uint8_t* const* rows, std::int64_t b, Block& out) {
@@ -124,12 +130,13 @@ struct SuperTiles {
 
   template <int w>
   void tile(std::int64_t c) const {
-    next.fetch<X>(c, w, cols.n_cols);
+    FetchShare ahead = next.share(c, w, cols.n_cols, job.k / kChunk);
     const PackedTile acts = Packing<X>::tile(cols.data, ActFormat::kQ8x256, job.k, c, w);
     Vf total[w];
     for (Vf& t : total) t = X::zero_f();
     for (std::int64_t b = 0; b < job.k / kChunk; ++b) {
       const typename Panel::Block& block = panel[b];
+      ahead.step();
       V isum[w];
       for (int j = 0; j < w; ++j) {
         isum[j] = X::zero_v();

@@ -17,6 +17,9 @@
 //   values<c>()          bytes 64 c .. 64 c + 63
 //   scales(), mins()     sixteen signed bytes, one per 16 values
 //   d(), dmin()          bits of the stored f16
+//   kFillsPanels         it has a way of its own to fill a panel's block: fill_panel()
+//                        (avx512vnni/folded_panels.h)
+//   kManyFrom            columns from which panels are faster, where not X::kManyFrom
 //   kQuads               it unpacks four groups of 32 at a time for few columns: unpack_quad(),
 //                        group_scales() (avx512vnni/nibbles.h)
 #pragma once
@@ -56,6 +59,8 @@ struct SuperTypeBase {
   static constexpr bool kWide = false;
   static constexpr bool kScaled = true;
   static constexpr bool kQuads = false;
+  static constexpr bool kFillsPanels = false;
+  static constexpr int kManyFrom = 0;
   static constexpr bool kFoldable = false;
   static constexpr bool kFoldNegative = false;
   static constexpr int kFoldOffset = 0;
