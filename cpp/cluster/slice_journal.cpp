@@ -25,8 +25,8 @@ constexpr std::size_t kHeadBytes = sizeof kMagic + 2 * kDigestBytes + 16;
 constexpr std::size_t kRecordBytes = 56;
 constexpr std::size_t kChecked = kRecordBytes - 4;
 constexpr std::uint64_t kMaxBytes = std::uint64_t{1} << 28;
-// A write is noted at once; but stamps are coarse, and a busy machine may come between the two.
-constexpr std::int64_t kSameBootSlack = 1'000'000'000;
+// A write is noted at once; but on a slow disk the write itself may take a while.
+constexpr std::int64_t kSameBootSlack = 5'000'000'000;
 // After a power cut the two stamps may be as old as the kernel leaves inodes unwritten.
 constexpr std::int64_t kOtherBootSlack = 60'000'000'000;
 

@@ -11,7 +11,7 @@
 // - A pull that ends otherwise than by SIGKILL syncs and seals: the file's stamps are noted. When
 //   they are others, somebody has been at it: everything is read and proven.
 // - Without a seal (SIGKILL) the file must not be younger than the journal, which is written after
-//   it: a change by others is found as it is with a seal, but for one in the same second.
+//   it: a change by others is found as it is with a seal, but for one within seconds of the kill.
 #pragma once
 
 #include <cstdint>

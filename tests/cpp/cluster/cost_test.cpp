@@ -141,6 +141,9 @@ TEST(Cost, WithoutExpertsThereIsNoRoomForThem) {
   EXPECT_EQ(plan.nodes[0].scratch_bytes, cost.scratch_bytes(query));
   query.layer_end = 2;
   EXPECT_LT(plan.nodes[0].scratch_bytes, cost.scratch_bytes(query));
+  // Also when the first layer alone was looked at before.
+  const auto one = nodes_of({1});
+  expect_exact(model, {}, one, make_plan(cost, one, {}));
 }
 
 TEST(Cost, AttentionTakesShorterProductsUnlessItMustBeExact) {

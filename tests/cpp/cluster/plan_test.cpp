@@ -36,7 +36,7 @@ ModelCost made_up(std::int64_t n_layers) {
                             .expert_ops_per_row = 5e6,
                             .row_bytes = 1e4,
                             .kv_bytes_per_token = 1000,
-                            .attention = {.ops_per_key = 1e4}});
+                            .attention = {.ops_per_key = 1e4, .ops_per_key_of_few = 1e4}});
   }
   model.scratch_bytes = [](const ScratchQuery& query) {
     return kScratchFixed * query.threads + kScratchPerRow * static_cast<double>(query.rows) +
@@ -301,6 +301,20 @@ TEST(PlanTime, StepsAreBoundByReadingOrByComputing) {
     EXPECT_LE(seconds(rows), seconds(2 * rows));
     EXPECT_LE(seconds(2 * rows), 2 * seconds(rows));
   }
+}
+
+TEST(PlanTime, AKeyCostsFewRowsWhatItCostsFewRows) {
+  ModelCost model = made_up(1);
+  model.layers[0].attention = {.ops_per_key = 1e5, .ops_per_key_of_few = 7e5};
+  const NodeFacts one = node(4e9);
+  const auto per_key = [&](double rows) {
+    const LayerCost& layer = model.layers[0];
+    return (layer_seconds(model, layer, one, rows, 3000) -
+            layer_seconds(model, layer, one, rows, 1000)) /
+           (2000 * rows);
+  };
+  EXPECT_NEAR(per_key(1), 7e5 / one.matmul_ops_per_s, 1e-9);
+  EXPECT_NEAR(per_key(256), 1e5 / one.matmul_ops_per_s, 1e-9);
 }
 
 TEST(PlanTime, LaterTokensSeeMoreAndPromptsGrowFasterThanTheirLength) {
