@@ -223,9 +223,9 @@ TEST_P(SessionFiles, ASignedLieIsRefusedToo) {
       EXPECT_THROW(read_session(path_, engine_->facts()), FormatError) << at << " " << value;
     }
   }
-  std::vector<std::uint8_t> size = good;  // 9 tokens and 64 bytes are as long as 5 and 80
-  size[16] = 9;
-  size[24] = 64;
+  std::vector<std::uint8_t> size = good;  // 1 token and 96 bytes are as long as 5 and 80
+  size[16] = 1;
+  size[24] = 96;
   write_signed(size);
   EXPECT_THROW(read_session(path_, engine_->facts()), FormatError);
   std::vector<std::uint8_t> token = good;
