@@ -1,7 +1,8 @@
 """Moesaic and llama.cpp on the same file and threads, interleaved in one run.
 
-    python bench/python/compare.py MODEL.gguf [--threads 1,2] [--repeats 5] [--avx2] [--plot
-    OUT.png]
+    python bench/python/compare.py MODEL.gguf [--threads 1,2] [--repeats 5] [--avx2]
+        [--figures "decode 64,prefill 512"] [--save ROWS.jsonl]
+    python bench/python/compare.py --show ROWS.jsonl [--plot OUT.png]
 
 Per thread count: decode of 64 tokens at depth 0 and 4,096; prefill of 512, 2,048 and 8,192 tokens
 (and so the time to
@@ -122,7 +123,7 @@ def worker(model_path: str, threads: int, n_ctx: int) -> None:
 def measure(args: argparse.Namespace, model: Path, threads: int) -> list[dict[str, Any]]:
     """All figures of one thread count."""
     peer = llama_cpp.llama_bench(avx2=args.avx2)
-    figures = [f for f in FIGURES if max(f.prompt, f.depth) <= args.longest]
+    figures = [f for f in FIGURES if not args.figures or f.name in args.figures.split(",")]
     ours = Moesaic(model, threads, max(f.n_ctx for f in figures), "avx2" if args.avx2 else None)
     rows = []
     for figure in figures:
@@ -153,6 +154,9 @@ def measure(args: argparse.Namespace, model: Path, threads: int) -> list[dict[st
         if figure.prompt:
             row["time_to_first_token_s"] = round(figure.prompt / row["moesaic_tokens_per_s"], 3)
         print(json.dumps(row), flush=True)
+        if args.save:
+            with args.save.open("a") as file:
+                file.write(json.dumps(row) + "\n")
         rows.append(row)
     ours.close()
     return rows
@@ -173,34 +177,41 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Bars of both engines per figure."""
+    """Draw the ratio of each figure, a panel for each thread count and instruction set."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    names = [f"{r['model']}\n{r['figure']}\n{r['threads']} thr" for r in rows]
-    place = np.arange(len(rows))
-    figure, axes = plt.subplots(figsize=(max(6, len(rows)), 4), layout="constrained")
-    axes.bar(place - 0.2, [r["moesaic_tokens_per_s"] for r in rows], 0.4, label="Moesaic")
-    axes.bar(place + 0.2, [r["llama_tokens_per_s"] for r in rows], 0.4, label="llama.cpp")
-    for x, row in zip(place, rows, strict=True):
-        axes.text(x, row["moesaic_tokens_per_s"], f"{row['ratio']:.1f}x", ha="center", va="bottom")
-    axes.set_xticks(place, names, fontsize=7)
-    axes.set_ylabel("tokens/s (log)")
-    axes.set_yscale("log")
-    axes.legend()
-    figure.savefig(path, dpi=120)
+    panels = list(dict.fromkeys((r["isa"], r["threads"]) for r in rows))
+    figure, grid = plt.subplots(
+        1, len(panels), figsize=(4.5 * len(panels), 1 + 0.28 * len(rows) / len(panels)),
+        layout="constrained", squeeze=False, sharex=True,
+    )  # fmt: skip
+    for axes, (isa, threads) in zip(grid[0], panels, strict=True):
+        shown = [r for r in rows if (r["isa"], r["threads"]) == (isa, threads)][::-1]
+        bars = axes.barh(
+            [f"{r['model']}, {r['figure']}" for r in shown], [r["ratio"] for r in shown]
+        )
+        axes.bar_label(bars, [f"{r['ratio']:.2f}" for r in shown], padding=2, fontsize=8)
+        axes.axvline(1, color="black", linewidth=1)
+        axes.set_title(f"{'AVX2, ' if isa == 'avx2' else ''}{threads} thread(s)", fontsize=9)
+        axes.tick_params(axis="y", labelsize=8)
+        axes.margins(x=0.15)
+    figure.supxlabel("times llama.cpp's tokens/s")
+    figure.savefig(path, dpi=110)
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("models", nargs="+", type=Path)
+    parser.add_argument("models", nargs="*", type=Path)
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--longest", type=int, default=8192, help="leave longer prompts out")
+    parser.add_argument("--figures", help="only these: " + ", ".join(f.name for f in FIGURES))
     parser.add_argument("--avx2", action="store_true", help="both engines for AVX2")
+    parser.add_argument("--save", type=Path, help="add each row to this file")
+    parser.add_argument("--show", type=Path, help="measure nothing: table and plot of such a file")
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--n-ctx", type=int, default=0, help=argparse.SUPPRESS)
@@ -214,6 +225,8 @@ def main() -> None:
         for threads in map(int, args.threads.split(","))
         for row in measure(args, model, threads)
     ]
+    if args.show:
+        rows = [json.loads(line) for line in args.show.read_text().splitlines()]
     print("\n" + table(rows))
     if args.plot:
         plot(rows, args.plot)

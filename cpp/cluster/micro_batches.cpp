@@ -91,16 +91,17 @@ std::vector<std::int64_t> batch_sizes(const model::Step& step, std::int64_t n_ro
   double least = pipeline_cost(positions, best, options);
   for (const double share : {0.25, 0.5, 0.75, 1.0}) {
     const std::vector<double> sums = summed_costs(positions, share * options.cost.per_key);
-    std::vector<std::int64_t> sizes;
-    std::int64_t n = fewest;
-    do {
-      sizes = equal_parts(sums, n);
-      n += 1 + n / 16;  // by one where it matters
-    } while (*std::max_element(sizes.begin(), sizes.end()) > most);
-    const double cost = pipeline_cost(positions, sizes, options);
-    if (cost < least) {
-      least = cost;
-      best = std::move(sizes);
+    // Twice as many parts read the weights twice as often: nothing is worth more than that. Below
+    // it there are at least as many rows as parts.
+    for (std::int64_t n = fewest; n < std::min(2 * fewest, n_rows); n += 1 + n / 16) {
+      std::vector<std::int64_t> sizes = equal_parts(sums, n);
+      if (*std::max_element(sizes.begin(), sizes.end()) > most) continue;
+      const double cost = pipeline_cost(positions, sizes, options);
+      if (cost < least) {
+        least = cost;
+        best = std::move(sizes);
+      }
+      break;
     }
   }
   return best;
