@@ -63,8 +63,9 @@ class Model(ChatMethods, ArrayMethods):
     backend : str
         ``"auto"`` or ``"cpu"``.
     deterministic : bool
-        The same bytes for any number of threads, split of a prompt, and company in a batch. Costs
-        some speed.
+        The same bytes for any number of threads, split of a prompt, and company in a batch, and on
+        any x86 CPU. Costs some speed: without it, MLA attention of quantised models multiplies in
+        bf16 where the CPU can (the environment's ``MOESAIC_BF16=0`` keeps it from that).
     progress : None, bool or callable
         None: a bar for loading and long prefills on a terminal or in a notebook. False: none.
         A callable gets ``(stage, done, total)`` with stage ``"load"`` (bytes) or ``"prefill"``
