@@ -267,8 +267,8 @@ class Tokenizer:
 
     def _piece(self, token_id: int) -> bytes:
         v = self._vocabulary
-        # int: numpy's scalars, compared with an enum, look up attributes of its class in Python code
-        # and drop what that raises: a Ctrl-C at that moment would be lost.
+        # int: a scalar of numpy's, compared with an enum, looks up attributes of its class in
+        # Python code and drops what that raises: a Ctrl-C at that moment would be lost.
         token, kind = v.tokens[token_id], int(v.types[token_id])
         if kind == TokenType.BYTE and len(token) == 6 and token.startswith("<0x"):
             try:
