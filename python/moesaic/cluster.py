@@ -23,7 +23,7 @@ from moesaic.errors import ArgumentError, ClosedError, IoError
 from moesaic.folders import cache_folder, make_private
 from moesaic.gguf import GGUF
 from moesaic.inputs import KV_TYPES, integer, real
-from moesaic.launcher import LocalLauncher
+from moesaic.launcher import LocalLauncher, undisturbed
 from moesaic.model import Model
 from moesaic.nodes import Node, nodes_html
 from moesaic.plan import Plan, plan_options
@@ -434,9 +434,13 @@ class Cluster:
                 return
             self._closed = True
             models = list(self._models)
-        for model in models:
-            model.close()
-        self._finalizer()
+
+        def end() -> None:
+            for model in models:
+                model.close()
+            self._finalizer()
+
+        undisturbed(end)
 
     def __enter__(self: _T) -> _T:
         self._check("Cluster")

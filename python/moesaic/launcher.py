@@ -206,7 +206,7 @@ class LocalLauncher:
             self._models = self._group.folder = Path(tempfile.gettempdir(), name)
         self._memory = memory
         try:
-            started = _undisturbed(lambda: [self._spawn("127.0.0.1:0") for _ in range(n)])
+            started = undisturbed(lambda: [self._spawn("127.0.0.1:0") for _ in range(n)])
             self._wait_ready(started)
         except BaseException:  # Ctrl-C too
             self.close()
@@ -232,7 +232,7 @@ class LocalLauncher:
         old = self._group.workers[i]
         if not old.wait(1.0):  # one just killed is still on its way out
             raise ArgumentError(f"[LocalLauncher.restart] the worker at {address} lives; kill it")
-        new = _undisturbed(lambda: self._spawn(address))
+        new = undisturbed(lambda: self._spawn(address))
         self._group.workers.remove(new)
         self._group.workers[i] = new
         new.address = address
@@ -273,8 +273,8 @@ class LocalLauncher:
             fresh.replace(link)
 
     def close(self) -> None:
-        """End the workers, within a second; may be called again."""
-        self._finalizer()
+        """End the workers, within a second, also if Ctrl-C comes; may be called again."""
+        undisturbed(self._finalizer)
 
     def _find(self, address: str) -> _Worker:
         for worker in self._group.workers:
@@ -330,8 +330,11 @@ class LocalLauncher:
             worker.address = _ready_address(worker, deadline)
 
 
-def _undisturbed(work: Callable[[], _T]) -> _T:
-    """Run work on a thread of its own: a Ctrl-C never strikes half-way through it."""
+def undisturbed(work: Callable[[], _T]) -> _T:
+    """Run work on a thread of its own: a Ctrl-C never strikes half-way through it.
+
+    It is raised here at once, and the work goes on to its end.
+    """
     results: list[_T] = []
     errors: list[BaseException] = []
 
@@ -342,7 +345,10 @@ def _undisturbed(work: Callable[[], _T]) -> _T:
             errors.append(error)
 
     thread = threading.Thread(target=run)
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError:  # the interpreter ends (Python 3.12), and starts no threads any more
+        return work()
     while thread.is_alive():
         thread.join(0.05)
     if errors:

@@ -206,6 +206,21 @@ def test_ctrl_c_while_loading(fresh, demo_path):
         assert len(long(m, 5).tokens) == 5
 
 
+@pytest.mark.parametrize("after", [0.01, 0.03, 0.1, 0.2])
+def test_ctrl_c_while_workers_end(after):
+    c = moesaic.Cluster.local(2, memory=10**9)
+    pids = c.launcher.pids
+
+    def end():
+        c.close()
+        while True:
+            time.sleep(0.01)
+
+    interrupted(after, end)
+    wait_gone(pids)
+    assert c.closed
+
+
 def test_ctrl_c_while_workers_start():
     seen: list[int] = []
 
