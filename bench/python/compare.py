@@ -123,7 +123,7 @@ def worker(model_path: str, threads: int, n_ctx: int) -> None:
 def measure(args: argparse.Namespace, model: Path, threads: int) -> list[dict[str, Any]]:
     """All figures of one thread count."""
     peer = llama_cpp.llama_bench(avx2=args.avx2)
-    figures = [f for f in FIGURES if not args.figures or f.name in args.figures.split(",")]
+    figures = [f for f in FIGURES if f.name in args.figures]
     ours = Moesaic(model, threads, max(f.n_ctx for f in figures), "avx2" if args.avx2 else None)
     rows = []
     for figure in figures:
@@ -204,11 +204,12 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 def main() -> None:
     """Command line."""
+    names = [f.name for f in FIGURES]
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="*", type=Path)
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--figures", help="only these: " + ", ".join(f.name for f in FIGURES))
+    parser.add_argument("--figures", help="only these: " + ", ".join(names))
     parser.add_argument("--avx2", action="store_true", help="both engines for AVX2")
     parser.add_argument("--save", type=Path, help="add each row to this file")
     parser.add_argument("--show", type=Path, help="measure nothing: table and plot of such a file")
@@ -216,6 +217,9 @@ def main() -> None:
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--n-ctx", type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    args.figures = args.figures.split(",") if args.figures else names
+    if unknown := set(args.figures) - set(names):
+        parser.error(f"--figures: got {sorted(unknown)}, need some of {names}")
     if args.worker:
         worker(str(args.models[0]), int(args.threads), args.n_ctx)
         return

@@ -62,6 +62,12 @@ Sha256Digest Sha256::finish() {
   return digest;
 }
 
+Sha256Digest sha256(const void* bytes, std::size_t n_bytes) {
+  Sha256 sha;
+  sha.update(bytes, n_bytes);
+  return sha.finish();
+}
+
 std::string to_hex(const Sha256Digest& digest) {
   constexpr char kDigits[] = "0123456789abcdef";
   std::string text;

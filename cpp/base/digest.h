@@ -34,6 +34,8 @@ class Sha256 {
   std::unique_ptr<Impl> impl_;
 };
 
+Sha256Digest sha256(const void* bytes, std::size_t n_bytes);
+
 std::string to_hex(const Sha256Digest& digest);
 
 }  // namespace moesaic

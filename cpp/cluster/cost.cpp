@@ -16,10 +16,6 @@ bool is_routed(const model::TensorSpec& spec) {
          spec.slot == &L::down_exps_bias;
 }
 
-bool is_float(quant::Qtype type) {
-  return type == quant::Qtype::kF32 || type == quant::Qtype::kF16 || type == quant::Qtype::kBF16;
-}
-
 bool is_grid(quant::Qtype type) {
   using quant::Qtype;
   return type == Qtype::kIQ1_S || type == Qtype::kIQ1_M || type == Qtype::kIQ2_XXS ||
@@ -36,7 +32,7 @@ double held_bytes(const model::TensorSpec& spec) {
 double ops_of(const model::TensorSpec& spec) {
   if (spec.rows <= 1) return 0;
   return 2.0 * static_cast<double>(spec.rows) * static_cast<double>(spec.cols) *
-         (is_float(spec.tensor->type) ? kFloatOpCost : 1.0);
+         (quant::is_float(spec.tensor->type) ? kFloatOpCost : 1.0);
 }
 
 // Of one of the spec's matrices.

@@ -50,12 +50,6 @@ std::vector<std::uint8_t> encode(const FileStates& states) {
   return out;
 }
 
-wire::Digest sha256(std::span<const std::uint8_t> bytes) {
-  Sha256 sha;
-  sha.update(bytes.data(), bytes.size());
-  return sha.finish();
-}
-
 std::int64_t nanoseconds(const struct statx_timestamp& time) {
   return static_cast<std::int64_t>(time.tv_sec) * 1000000000 + time.tv_nsec;
 }
@@ -107,7 +101,8 @@ DigestBook::DigestBook(std::string folder, FileOps& ops, Log log)
     : folder_(std::move(folder)), ops_(ops), log_(std::move(log)) {}
 
 std::string DigestBook::path_of(const FileStates& states) const {
-  return strcat(folder_, "/", to_hex(sha256(encode(states))), ".digests");
+  const std::vector<std::uint8_t> key = encode(states);
+  return strcat(folder_, "/", to_hex(sha256(key.data(), key.size())), ".digests");
 }
 
 UnitDigests DigestBook::find(const FileStates& states) {
@@ -139,7 +134,7 @@ UnitDigests DigestBook::read(const std::string& path, const FileStates& states) 
     return {};
   }
   const std::span<const std::uint8_t> body = std::span(bytes).first(bytes.size() - kDigest);
-  const wire::Digest sum = sha256(body);
+  const wire::Digest sum = sha256(body.data(), body.size());
   std::uint64_t n = 0;
   std::memcpy(&n, bytes.data() + head.size(), sizeof n);
   const std::size_t left = body.size() - head.size() - sizeof n;
@@ -175,7 +170,7 @@ void DigestBook::add(const FileStates& states, const UnitDigests& digests) {
     put(bytes, unit.expert);
     bytes.insert(bytes.end(), digest.begin(), digest.end());
   }
-  const wire::Digest sum = sha256(bytes);
+  const wire::Digest sum = sha256(bytes.data(), bytes.size());
   bytes.insert(bytes.end(), sum.begin(), sum.end());
   try {
     make_folder(folder_);

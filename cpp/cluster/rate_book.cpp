@@ -22,12 +22,6 @@ constexpr std::uint64_t kMaxBytes = 4096;
 constexpr double kLeastRate = 1e6;
 constexpr double kMostRate = 1e18;
 
-Sha256Digest sha256(std::span<const std::uint8_t> bytes) {
-  Sha256 sha;
-  sha.update(bytes.data(), bytes.size());
-  return sha.finish();
-}
-
 // Lines must stay lines.
 std::string one_line(std::string text) {
   std::replace(text.begin(), text.end(), '\n', ' ');
@@ -65,9 +59,7 @@ std::string RateBook::text() const {
 std::string RateBook::path() const {
   if (folder_.empty()) return "";
   const std::string key = text();
-  Sha256 sha;
-  sha.update(key.data(), key.size());
-  return strcat(folder_, "/", to_hex(sha.finish()), ".rates");
+  return strcat(folder_, "/", to_hex(sha256(key.data(), key.size())), ".rates");
 }
 
 std::optional<Rates> RateBook::find() const {
@@ -88,7 +80,7 @@ std::optional<Rates> RateBook::find() const {
       !std::equal(head.begin(), head.end(), bytes.begin())) {
     return std::nullopt;
   }
-  const Sha256Digest sum = sha256(std::span(bytes).first(body));
+  const Sha256Digest sum = sha256(bytes.data(), body);
   std::memcpy(&rates.read_bytes_per_s, bytes.data() + head.size(), sizeof(double));
   std::memcpy(&rates.matmul_ops_per_s, bytes.data() + head.size() + sizeof(double), sizeof(double));
   const bool is_whole =
@@ -106,7 +98,7 @@ void RateBook::add(const Rates& rates) const {
   bytes.resize(head.size() + 2 * sizeof(double));
   std::memcpy(bytes.data() + head.size(), &rates.read_bytes_per_s, sizeof(double));
   std::memcpy(bytes.data() + head.size() + sizeof(double), &rates.matmul_ops_per_s, sizeof(double));
-  const Sha256Digest sum = sha256(bytes);
+  const Sha256Digest sum = sha256(bytes.data(), bytes.size());
   bytes.insert(bytes.end(), sum.begin(), sum.end());
   try {
     make_folder(folder_);

@@ -30,12 +30,6 @@ constexpr std::int64_t kSameBootSlack = 5'000'000'000;
 // After a power cut the two stamps may be as old as the kernel leaves inodes unwritten.
 constexpr std::int64_t kOtherBootSlack = 60'000'000'000;
 
-wire::Digest sha256(const void* bytes, std::size_t n_bytes) {
-  Sha256 sha;
-  sha.update(bytes, n_bytes);
-  return sha.finish();
-}
-
 template <typename T>
 void append_to(std::vector<std::uint8_t>& out, const T& value) {
   const std::size_t at = out.size();

@@ -9,10 +9,6 @@ namespace {
 using backend::Mat;
 using backend::MatmulTarget;
 
-bool is_float(quant::Qtype type) {
-  return type == quant::Qtype::kF32 || type == quant::Qtype::kF16 || type == quant::Qtype::kBF16;
-}
-
 Mat first(const Mat& mat, std::int64_t n) { return mat.row_range(0, n); }
 
 void project_out(const LayerContext& context, const LayerPlace& place, const Mat& mixed,
@@ -26,7 +22,7 @@ void project_out(const LayerContext& context, const LayerPlace& place, const Mat
 // that reads them; an f32 cache asks for float32 as well.
 bool exact_attention(const LayerContext& context, const LayerPlace& place) {
   return context.exact || context.kv.spec().type == backend::KvType::kF32 ||
-         is_float(place.weights.attn_output->type());
+         quant::is_float(place.weights.attn_output->type());
 }
 
 void run_grouped(const LayerContext& context, const LayerPlace& place, const Mat& normed,
@@ -173,7 +169,7 @@ bool prefer_decompressed(const Config& config, std::int64_t n_rows, std::int64_t
   return decompressed < absorbed;
 }
 
-double mla_matmul_cost(quant::Qtype type) { return is_float(type) ? 1.0 : 0.35; }
+double mla_matmul_cost(quant::Qtype type) { return quant::is_float(type) ? 1.0 : 0.35; }
 
 void run_attention(const LayerContext& context, const LayerPlace& place, const backend::Mat& normed,
                    const backend::Mat& out) {

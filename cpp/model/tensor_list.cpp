@@ -23,10 +23,6 @@ std::vector<std::uint64_t> file_order(const Shape& shape) {
                   static_cast<std::uint64_t>(shape.n_experts)});
 }
 
-bool is_float(quant::Qtype type) {
-  return type == quant::Qtype::kF32 || type == quant::Qtype::kF16 || type == quant::Qtype::kBF16;
-}
-
 // Older files hold per-head matrices as one: (cols, rows * n_experts). The bytes are the same.
 bool same_shape(const std::vector<std::uint64_t>& got, const Shape& shape) {
   const Shape flat{1, shape.rows * shape.n_experts, shape.cols};
@@ -36,7 +32,7 @@ bool same_shape(const std::vector<std::uint64_t>& got, const Shape& shape) {
 }  // namespace
 
 quant::Qtype derived_type(quant::Qtype type, std::int64_t cols) {
-  if (is_float(type)) return type;
+  if (quant::is_float(type)) return type;
   return cols % quant::traits(quant::Qtype::kQ8_0).block_elems == 0 ? quant::Qtype::kQ8_0
                                                                     : quant::Qtype::kF16;
 }
@@ -78,7 +74,7 @@ TensorSpec& TensorList::add(LayerSlot slot, std::string_view name, const Shape& 
                       " (row length first) by the keys of '", keys_.arch(), "'");
   }
   const quant::QtypeTraits& traits = quant::traits(tensor->type);
-  if (!traits.is_weight || (is_vector && !is_float(tensor->type))) {
+  if (!traits.is_weight || (is_vector && !quant::is_float(tensor->type))) {
     fail<FormatError>("[model] ", keys_.path(), ": tensor ", tensor->name, ": got type ",
                       traits.name, ", need ",
                       is_vector ? "F32, F16 or BF16" : "a type that holds weights");

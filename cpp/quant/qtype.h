@@ -69,6 +69,12 @@ std::span<const QtypeTraits> all_qtypes();
 std::optional<Qtype> qtype_from_id(std::uint32_t id);
 std::optional<Qtype> qtype_from_name(std::string_view name);
 
+// F32, F16, BF16: a number is a float of its own, without a block's scale. (F64 is not multiplied
+// with.)
+constexpr bool is_float(Qtype type) {
+  return type == Qtype::kF32 || type == Qtype::kF16 || type == Qtype::kBF16;
+}
+
 // Bytes of one row of n_elems elements; throws FormatError when n_elems is no multiple of the
 // block.
 std::uint64_t row_bytes(Qtype type, std::uint64_t n_elems);

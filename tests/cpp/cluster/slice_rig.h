@@ -22,7 +22,7 @@ class SliceTest : public ::testing::Test {
     slice_bytes = bytes_of(*whole, tensors);
     header_bytes = whole->headers()[0].size();
   }
-  OpenSlice request(const std::vector<std::shared_ptr<BlobSource>>& sources) const {
+  OpenSlice request(const std::vector<std::shared_ptr<BlobSource>>& sources = {}) const {
     OpenSlice slice;
     slice.identity = identity;
     slice.name = "m.gguf";

@@ -5,46 +5,24 @@
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 
-#include "cluster/weight_rig.h"
+#include "cluster/slice_rig.h"
 
 namespace moesaic::cluster::testing {
 namespace {
 
-class WeightStoreTest : public ::testing::Test {
+class WeightStoreTest : public SliceTest {
  protected:
   void SetUp() override {
+    SliceTest::SetUp();
     fs::create_directory(models / "");
-    model_path = write_model(origin);
-    whole = gguf::File::open(model_path);
-    identity = header_identity(*whole);
-    tensors = layer_tensors(1, 3);
-    slice_bytes = bytes_of(*whole, tensors);
-  }
-
-  OpenSlice request(const std::vector<std::shared_ptr<BlobSource>>& sources = {}) const {
-    OpenSlice slice;
-    slice.identity = identity;
-    slice.name = "m.gguf";
-    slice.tensors = tensors;
-    slice.sources = sources;
-    return slice;
-  }
-  std::shared_ptr<FileSource> source(const std::string& name = "source:1") const {
-    return std::make_shared<FileSource>(whole, name);
   }
   std::string cached_file() const {
     const auto names = cache.names(".slice");
     return names.size() == 1 ? cache / names[0] : "";
   }
 
-  Folder origin;
   Folder models;
   Folder cache;
-  std::string model_path;
-  std::shared_ptr<const gguf::File> whole;
-  wire::Digest identity{};
-  std::vector<std::string> tensors;
-  std::uint64_t slice_bytes = 0;
 };
 
 TEST_F(WeightStoreTest, ALocalCopyIsReadOnceEver) {
