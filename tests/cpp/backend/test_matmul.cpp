@@ -25,10 +25,6 @@ Known known_weight(Rig& rig, Qtype type, std::int64_t n_experts, std::int64_t ro
           cols};
 }
 
-bool is_float(Qtype type) {
-  return type == Qtype::kF32 || type == Qtype::kF16 || type == Qtype::kBF16;
-}
-
 // Elements that share a scale when activations are quantised for a type: its blocks, at most 256.
 std::int64_t activation_block(Qtype type) {
   return quant::traits(type).block_elems == 256 ? 256 : 32;
