@@ -29,10 +29,16 @@ LinkSource::LinkSource(std::shared_ptr<net::Connection> link, std::string name,
                        net::milliseconds deadline)
     : link_(std::move(link)), name_(std::move(name)), deadline_(deadline) {}
 
+void LinkSource::throw_lost() const {
+  if (why_) std::rethrow_exception(why_);
+  fail<NetError>("[weights] ", name_, ": the link has been closed");
+}
+
 template <typename M>
 LinkSource::Answer LinkSource::ask(M request, const CancelFlag* cancel) {
   {
     const std::lock_guard lock(mutex_);
+    if (is_lost_) throw_lost();  // whatever the link would still answer
     request.request = kSourceRequest | ++next_;
     waiting_[request.request];
   }
@@ -63,8 +69,7 @@ LinkSource::Answer LinkSource::wait(std::uint64_t id, const CancelFlag* cancel) 
     if (waiting_[id].here) return take_away();
     if (is_lost_) {
       take_away();
-      if (why_) std::rethrow_exception(why_);
-      fail<NetError>("[weights] ", name_, ": the link has been closed");
+      throw_lost();
     }
     if (cancel != nullptr && cancel->is_set()) {
       take_away();

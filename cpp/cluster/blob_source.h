@@ -47,7 +47,7 @@ class LinkSource final : public BlobSource {
     std::vector<std::uint8_t> blob;
     std::optional<wire::ErrorReply> error;
   };
-  std::uint64_t begin(wire::MessageType kind);
+  [[noreturn]] void throw_lost() const;  // with mutex_ held
   Answer wait(std::uint64_t id, const CancelFlag* cancel);
   template <typename M>
   Answer ask(M request, const CancelFlag* cancel);
