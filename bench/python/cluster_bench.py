@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -74,6 +75,27 @@ def interleaved(engines: dict[str, Callable[[], float]], repeats: int) -> dict[s
         for name, run in engines.items():
             runs[name].append(run())
     return runs
+
+
+def both_at_once(pair: list[moesaic.Model], prompts: Prompts) -> float:
+    """Tokens/s of each of two models that share nothing but the machine: what its cores lose."""
+    with ThreadPoolExecutor(len(pair)) as pool:
+        return statistics.fmean(pool.map(lambda model: prefill(model, prompts), pair))
+
+
+def ceiling(
+    rows: list[dict[str, Any]], runs: dict[str, list[float]], twin: list[float], micro_batch: int
+) -> None:
+    """What two workers could be at most beside one, on this machine at this time.
+
+    n micro-batches take n + 1 turns of half the time each, and no turn is faster than two
+    processes that know nothing of each other.
+    """
+    n = PROMPT / micro_batch
+    alone = statistics.median(runs["1 worker"])
+    kept = statistics.median(twin) / alone
+    emit(rows, "prefill, one of two single workers at once / alone", kept, "")
+    emit(rows, "ceiling of 2 workers / 1 worker", 2 * n / (n + 1) * kept, "", of=f"n = {n:.1f}")
 
 
 def report(
@@ -284,16 +306,15 @@ def main() -> None:
     n_ctx = PROMPT + GENERATE + 64
 
     with ExitStack() as stack:
-        clusters = {}
+        plans = {}
         models = {}
         micro_batch = args.micro_batch
-        for n in (2, 1):
+        for name, n in (("2 workers", 2), ("1 worker", 1), ("twin", 1)):
             cluster = stack.enter_context(moesaic.Cluster.local(n, models=path.parent))
             plan = cluster.plan(path, n_ctx=n_ctx)
             micro_batch = micro_batch or plan.micro_batch_rows
             plan = replace(plan, micro_batch_rows=micro_batch)
-            clusters[n] = plan
-            name = f"{n} worker{'s' if n > 1 else ''}"
+            plans[name] = plan
             models[name] = stack.enter_context(cluster.load(path, plan=plan, progress=False))
         models["Model(threads=1)"] = stack.enter_context(
             moesaic.Model(path, n_ctx=n_ctx, threads=1, progress=False)
@@ -307,8 +328,9 @@ def main() -> None:
                     path, plan=None, n_ctx=n_ctx, progress=False
                 )
             )
+        twins = [models["1 worker"], models.pop("twin")]
         prompts = Prompts(models["2 workers"].config.vocab)
-        for model in models.values():
+        for model in (*models.values(), twins[1]):
             model.generate(prompts.next(64), max_tokens=4, temperature=0)
         emit(rows, "micro-batch", micro_batch, "rows")
 
@@ -327,12 +349,15 @@ def main() -> None:
                 binary, path, generate=GENERATE, **options
             )
         goals = {"1 worker": 1.8, "Model(threads=2)": 0.85, "llama.cpp RPC": 3.0}
+        prefills["twins"] = lambda: both_at_once(twins, prompts)
         prefill_runs = interleaved(prefills, args.repeats)
+        twin_runs = prefill_runs.pop("twins")
         report(rows, f"prefill {PROMPT}", prefill_runs, goals)
+        ceiling(rows, prefill_runs, twin_runs, micro_batch)
         goals = {"Model(threads=1)": 0.95, "llama.cpp RPC": 1.3}
         decode_runs = interleaved(decodes, args.repeats)
         report(rows, f"decode {GENERATE}", decode_runs, goals)
-        against_plan(rows, clusters[2], models["2 workers"], prompts, args.repeats)
+        against_plan(rows, plans["2 workers"], models["2 workers"], prompts, args.repeats)
     hops(rows, max(1, args.repeats // 2))
     loads(rows, path)
     print("\n| figure | value | unit | ratio of 2 workers | goal |\n|---|---:|---|---:|---|")
