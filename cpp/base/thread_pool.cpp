@@ -16,6 +16,7 @@
 
 #include "base/cgroup.h"
 #include "base/errors.h"
+#include "base/thread_name.h"
 
 namespace moesaic {
 namespace {
@@ -172,7 +173,10 @@ ThreadPool::ThreadPool(int n_threads) : sync_(std::make_unique<Sync>()) {
       }
     }
     for (int member = 1; member < n_threads; ++member) {
-      workers_.emplace_back([this, member] { loop(member); });
+      workers_.emplace_back([this, member] {
+        name_this_thread("moesaic-pool");
+        loop(member);
+      });
       if (!pin) continue;
       cpu_set_t one;
       CPU_ZERO(&one);

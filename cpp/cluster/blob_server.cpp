@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "base/errors.h"
+#include "base/thread_name.h"
 
 namespace moesaic::cluster {
 namespace {
@@ -31,7 +32,11 @@ void refuse(net::Connection& link, std::uint64_t request, wire::ErrorKind kind,
 
 }  // namespace
 
-BlobServer::BlobServer(WeightStore& store) : store_(store), thread_([this] { work(); }) {}
+BlobServer::BlobServer(WeightStore& store)
+    : store_(store), thread_([this] {
+        name_this_thread("moesaic-blobs");
+        work();
+      }) {}
 
 BlobServer::~BlobServer() {
   {

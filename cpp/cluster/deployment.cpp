@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/thread_name.h"
 #include "cluster/step_messages.h"
 
 namespace moesaic::cluster {
@@ -16,7 +17,10 @@ Deployment::Deployment(DeploymentHost& host, std::uint64_t epoch, wire::Load loa
       load_(std::move(load)),
       coordinator_(std::move(coordinator)),
       coordinator_source_(std::move(coordinator_source)),
-      thread_([this] { main(); }) {}
+      thread_([this] {
+        name_this_thread("moesaic-stage");
+        main();
+      }) {}
 
 Deployment::~Deployment() { stop(); }
 

@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "base/digest.h"
+#include "base/thread_name.h"
 #include "base/thread_pool.h"
 
 namespace moesaic::cluster {
@@ -30,10 +31,15 @@ class Hasher {
     const int n_threads = static_cast<int>(std::min<std::size_t>(
         static_cast<std::size_t>(std::min(available_cpus(), kMaxThreads)), job_.pieces.size()));
     running_ = n_threads;
-    std::vector<std::thread> threads;
-    for (int i = 0; i < n_threads; ++i) threads.emplace_back([this] { work(); });
+    std::vector<std::jthread> threads;
+    for (int i = 0; i < n_threads; ++i) {
+      threads.emplace_back([this] {
+        name_this_thread("moesaic-hash");
+        work();
+      });
+    }
     wait();
-    for (std::thread& thread : threads) thread.join();
+    threads.clear();  // joins them
     if (error_) std::rethrow_exception(error_);
     if (job_.progress) job_.progress(done_bytes_);
     return std::move(digests_);

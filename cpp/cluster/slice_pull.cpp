@@ -13,6 +13,7 @@
 
 #include "base/digest.h"
 #include "base/errors.h"
+#include "base/thread_name.h"
 
 namespace moesaic::cluster {
 namespace {
@@ -67,17 +68,22 @@ class Puller {
     cut(job_.units);
     if (runs_.empty()) return;
     if (sources_.empty()) nobody_has(layout_.directory->paths()[0], job_.manifests->failures);
-    std::vector<std::thread> threads;
+    std::vector<std::jthread> threads;
     const int n_each = static_cast<int>(std::min<std::size_t>(runs_.size(), kThreadsPerSource));
     running_ = static_cast<int>(sources_.size()) * n_each;
     chunk_bytes_ =
         std::clamp(layout_.weights_bytes / (kChunkParts * static_cast<unsigned>(running_)),
                    kLeastChunkBytes, kChunkBytes);
     for (std::size_t s = 0; s < sources_.size(); ++s) {
-      for (int i = 0; i < n_each; ++i) threads.emplace_back([this, s] { work(s); });
+      for (int i = 0; i < n_each; ++i) {
+        threads.emplace_back([this, s] {
+          name_this_thread("moesaic-pull");
+          work(s);
+        });
+      }
     }
     wait();
-    for (std::thread& thread : threads) thread.join();
+    threads.clear();  // joins them
     if (error_) std::rethrow_exception(error_);
   }
 
@@ -375,7 +381,7 @@ Manifests ask_manifests(const std::vector<std::shared_ptr<BlobSource>>& sources,
     std::string failure;
   };
   std::vector<Answer> answers(sources.size());
-  std::vector<std::thread> threads;
+  std::vector<std::jthread> threads;
   for (std::size_t i = 0; i < sources.size(); ++i) {
     threads.emplace_back([&, i] {
       try {
@@ -386,7 +392,7 @@ Manifests ask_manifests(const std::vector<std::shared_ptr<BlobSource>>& sources,
       }
     });
   }
-  for (std::thread& thread : threads) thread.join();
+  threads.clear();  // joins them
   if (cancel != nullptr) cancel->check();
   Manifests manifests;
   for (std::size_t i = 0; i < sources.size(); ++i) {

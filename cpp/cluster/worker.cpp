@@ -14,6 +14,7 @@
 #include <unordered_map>
 
 #include "base/aligned_buffer.h"
+#include "base/thread_name.h"
 #include "base/thread_pool.h"
 #include "cluster/blob_server.h"
 #include "cluster/blob_source.h"
@@ -469,6 +470,7 @@ void WorkerImpl::later(std::function<void()> job) {
 }
 
 void WorkerImpl::keep_house() {
+  name_this_thread("moesaic-house");
   while (true) {
     std::function<void()> job;
     {

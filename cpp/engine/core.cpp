@@ -1,6 +1,7 @@
 // The engine's thread: drain the inbox, admit, run a step, again. And the session commands that run
 // between two steps.
 #include "engine/core.h"
+#include "base/thread_name.h"
 
 #include <algorithm>
 #include <utility>
@@ -86,6 +87,7 @@ EngineStats Core::stats() const {
 }
 
 void Core::loop() {
+  name_this_thread("moesaic-engine");
   bool worked = true;
   while (true) {
     std::vector<std::function<void()>> commands;

@@ -1,5 +1,6 @@
 // The one thread on which all sockets of a process are served.
 #include "net/net_thread.h"
+#include "base/thread_name.h"
 
 #include <pthread.h>
 #include <signal.h>
@@ -69,7 +70,7 @@ NetThread::NetThread() : impl_(std::make_shared<Impl>()) {
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &before);
   impl_->thread = std::thread([impl = impl_.get()] {
-    pthread_setname_np(pthread_self(), "moesaic-net");
+    name_this_thread("moesaic-net");
     run(impl->io);
   });
   impl_->id = impl_->thread.get_id();
