@@ -3,9 +3,11 @@
     ./dev campaign                           a tenth of every full number
     ./dev campaign --share 1 --rows "kill*"  all of some rows
     ./dev campaign --table                   the table only, from the journal
+    ./dev campaign --journal build/my.jsonl  from the first case on, in a journal of one's own
 
 It may be stopped at any time: what has passed is in the journal (docs/campaign.jsonl) and is not
-run again. Rows take turns, so that all of them get somewhere.
+run again. Rows take turns, so that all of them get somewhere. The table is written beside the
+journal, under its name.
 """
 
 from __future__ import annotations
@@ -33,19 +35,18 @@ sys.path[:0] = [str(HERE), str(ROOT / "tests" / "python" / "cluster")]
 
 import fault_links  # noqa: E402 (found by the line above)
 import netns  # noqa: E402
-from fault_rig import Rig  # noqa: E402
+from fault_rig import LATE_S, Rig  # noqa: E402
 from journal import Entry, Journal, table  # noqa: E402
 from rows import CaseRow, FuzzRow, ProgramRow, Row, rows  # noqa: E402
 
 JOURNAL = ROOT / "docs" / "campaign.jsonl"
-TABLE = ROOT / "docs" / "campaign.md"
 TURN_S = 25.0  # then it is another row's turn
 CASE_S = 180  # no case takes longer; a hang is a failure
 MOST_FAILURES = 3  # of one row in one campaign: then it waits for somebody to look
 
 HEAD = """# The campaign of faults
 
-Written by `./dev campaign` from `campaign.jsonl`; not by hand. The rows are those of the
+Written by `./dev campaign` from `{journal}`; not by hand. The rows are those of the
 reliability table that concern transport, workers, cache and links; the full numbers are the
 table's. Each row can be run alone and goes on where it stopped:
 `./dev campaign --share 1 --rows "kill*"`. Times of "last run" are UTC; "seconds" is the time that
@@ -197,7 +198,7 @@ class Campaign:
             try:
                 while todo and time.monotonic() < self._end:
                     todo = [row for row in todo if self._turn(row, rigs)]
-                    write_table(Journal(JOURNAL))  # with what others have added meanwhile
+                    write_table(self._options.journal)  # with what others have added meanwhile
             finally:
                 rigs.close()
 
@@ -240,18 +241,18 @@ class Campaign:
         return False
 
 
-def write_table(journal: Journal) -> None:
-    """Write docs/campaign.md."""
-    from fault_rig import LATE_S
-
-    text = HEAD.format(case=CASE_S, late=f"{LATE_S:.0f}")
-    text += table([row.line for row in rows()], journal)
+def write_table(path: Path) -> Path:
+    """Write the table of a journal beside it, as the journal is now; return where."""
+    text = HEAD.format(journal=path.name, case=CASE_S, late=f"{LATE_S:.0f}")
+    text += table([row.line for row in rows()], Journal(path))
     cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     text += (
         f"\nMachine: {cpu[1] if cpu else 'unknown'}, {os.cpu_count()} CPUs, "
         f"Linux {platform.release()}.\n"
     )
-    TABLE.write_text(text)
+    written = path.with_suffix(".md")
+    written.write_text(text)
+    return written
 
 
 def main() -> None:
@@ -262,14 +263,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=math.inf, help="and then stop")
     parser.add_argument("--build", type=Path, default=ROOT / "build" / "release")
     parser.add_argument("--fuzz", type=Path, default=ROOT / "build" / "fuzz")
+    parser.add_argument("--journal", type=Path, default=JOURNAL, help="where to go on")
     parser.add_argument("--table", action="store_true", help="write the table and run nothing")
     options = parser.parse_args()
-    journal = Journal(JOURNAL)
     if not options.table:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # also when started by nohup
-        Campaign(options, journal).run()
-    write_table(Journal(JOURNAL))
-    print(f"written: {TABLE.relative_to(ROOT)}")
+        Campaign(options, Journal(options.journal)).run()
+    print(f"written: {os.path.relpath(write_table(options.journal))}")
 
 
 if __name__ == "__main__":

@@ -5,9 +5,12 @@
 
 #include <cstdio>
 #include <filesystem>
-#include <functional>
+#include <span>
+#include <string>
+#include <vector>
 
 #include "base/errors.h"
+#include "base/thrown.h"
 #include "gguf/file.h"
 #include "gguf/raw_file.h"
 #include "gguf/writer.h"
@@ -17,6 +20,7 @@ namespace {
 
 namespace fs = std::filesystem;
 using Bytes = std::vector<std::uint8_t>;
+using moesaic::testing::thrown;
 
 std::vector<Bytes> copies(std::span<const std::span<const std::uint8_t>> headers) {
   std::vector<Bytes> out;
@@ -51,16 +55,6 @@ void expect_same_directory(const File& a, const File& b) {
   }
 }
 
-template <typename E>
-std::string refusal(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const E& error) {
-    return error.what();
-  }
-  return "";
-}
-
 std::string one_file() {
   return RawFile()
       .text("general.architecture", "llama")
@@ -88,7 +82,7 @@ TEST(Headers, HaveTheWholeFilesDirectory) {
     ASSERT_EQ(file->headers().size(), 1U);
     EXPECT_TRUE(
         std::equal(all.begin(), all.end(), file->headers()[0].begin(), file->headers()[0].end()));
-    const std::string text = refusal<ArgumentError>([&] { file->bytes(*file->find_tensor("b")); });
+    const std::string text = thrown<ArgumentError>([&] { file->bytes(*file->find_tensor("b")); });
     EXPECT_NE(text.find("\"b\""), std::string::npos) << text;
     EXPECT_NE(text.find("weights are not here"), std::string::npos) << text;
   }
@@ -113,7 +107,7 @@ TEST(Headers, EveryTruncationAndWhatFollowsIsRefused) {
   Bytes longer = header;
   longer.push_back(0);
   const std::string text =
-      refusal<FormatError>([&] { File::from_headers(std::vector<Bytes>{longer}, "m.gguf"); });
+      thrown<FormatError>([&] { File::from_headers(std::vector<Bytes>{longer}, "m.gguf"); });
   EXPECT_NE(text.find("directory ends at byte"), std::string::npos) << text;
   EXPECT_THROW(File::from_headers(longer, "m.gguf"), FormatError);
   EXPECT_THROW(File::from_headers(std::vector<Bytes>{}, "m.gguf"), FormatError);
@@ -130,20 +124,20 @@ TEST(Headers, SizesAreCheckedByArithmetic) {
   RawFile wraps;
   wraps.tensor({"wraps", 1, {8}, 0, ~std::uint64_t{31}});
   const std::string wrapping = wraps.build();
-  EXPECT_NE(refusal<FormatError>([&] {
+  EXPECT_NE(thrown<FormatError>([&] {
               File::from_headers(Bytes(wrapping.begin(), wrapping.end()), "m.gguf");
             }).find("64 bits"),
             std::string::npos);
   RawFile twice;
   twice.tensor({"a", 1, {8}, 0, 0}).tensor({"b", 1, {8}, 0, 0});
   const std::string overlapping = twice.build();
-  EXPECT_NE(refusal<FormatError>([&] {
+  EXPECT_NE(thrown<FormatError>([&] {
               File::from_headers(Bytes(overlapping.begin(), overlapping.end()), "m.gguf");
             }).find("inside tensor"),
             std::string::npos);
 }
 
-class SplitHeaders : public testing::Test {
+class SplitHeaders : public ::testing::Test {
  protected:
   void SetUp() override {
     folder_ = fs::temp_directory_path() / ("moesaic_headers_" + std::to_string(getpid()));
