@@ -83,6 +83,7 @@ class CoordinatorImpl final : public Coordinator,
  private:
   void dial(Node& node, const CancelFlag* cancel);
   void dial_lost(const CancelFlag* cancel);
+  void check_apart() const;
   void ask(const std::vector<std::size_t>& which, bool measure, const CancelFlag* cancel);
   void check_open() const;
   std::vector<NodeFacts> alive_facts(const CancelFlag* cancel);
@@ -165,9 +166,21 @@ void CoordinatorImpl::dial(Node& node, const CancelFlag* cancel) {
 void CoordinatorImpl::connect_all(const CancelFlag* cancel) {
   const std::scoped_lock lock(mutex_);
   for (Node& node : nodes_) dial(node, cancel);
+  check_apart();
   std::vector<std::size_t> all(nodes_.size());
   for (std::size_t i = 0; i < all.size(); ++i) all[i] = i;
   ask(all, false, cancel);
+}
+
+// One worker under two addresses would get two parts of a model, and refuse the second one.
+void CoordinatorImpl::check_apart() const {
+  for (std::size_t i = 0; i < nodes_.size(); ++i) {
+    for (std::size_t j = 0; j < i; ++j) {
+      if (nodes_[i].link->peer().node != nodes_[j].link->peer().node) continue;
+      fail<ArgumentError>("[Cluster] addresses: ", nodes_[j].address, " and ", nodes_[i].address,
+                          " lead to the same worker, need each worker once");
+    }
+  }
 }
 
 // Nodes whose links are gone, all at once: those that are dead cost their deadline only once.

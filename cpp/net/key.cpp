@@ -35,7 +35,7 @@ std::string hex(const std::array<std::uint8_t, N>& bytes) {
   return text;
 }
 
-Secret parse_hex(std::string_view line) {
+Secret parse_hex(std::string_view line, const std::string& where) {
   const auto value = [](char c) -> int {
     if (c >= '0' && c <= '9') return c - '0';
     if (c >= 'a' && c <= 'f') return c - 'a' + 10;
@@ -53,7 +53,7 @@ Secret parse_hex(std::string_view line) {
   // The text itself is not shown: it may be most of a key.
   if (!good) {
     fail<ArgumentError>(
-        "[key] a line of ", line.size(),
+        where, "a line of ", line.size(),
         " characters, need 64 hexadecimal digits: make a key with `moesaic keygen FILE`");
   }
   return key;
@@ -85,6 +85,16 @@ void fill_random(std::uint8_t* out, std::size_t n) {
     fail<IoError>("[key] the system gives no random bytes");
 }
 
+// What was in it is no business of whoever gets this memory next.
+struct Text {
+  Text() = default;
+  ~Text() { OPENSSL_cleanse(bytes, sizeof bytes); }
+  Text(const Text&) = delete;
+  Text& operator=(const Text&) = delete;
+
+  char bytes[4096];  // two keys and many comments
+};
+
 [[noreturn]] void io_error(const std::string& path, const char* what) {
   const int error = errno;
   fail<IoError>("[key] ", path, ": ", what, ": ", std::strerror(error));
@@ -92,7 +102,8 @@ void fill_random(std::uint8_t* out, std::size_t n) {
 
 }  // namespace
 
-ClusterKey ClusterKey::parse(std::string_view text) {
+ClusterKey ClusterKey::parse(std::string_view text, const std::string& source) {
+  const std::string where = source.empty() ? "[key] " : "[key] " + source + ": ";
   ClusterKey key;
   key.keys_.reserve(2);  // growth would leave a copy behind
   while (!text.empty()) {
@@ -101,11 +112,12 @@ ClusterKey ClusterKey::parse(std::string_view text) {
     text.remove_prefix(std::min(end + 1, text.size()));
     while (!line.empty() && (line.back() == '\r' || line.back() == ' ')) line.remove_suffix(1);
     if (line.empty() || line.front() == '#') continue;
-    key.keys_.push_back(parse_hex(line));
+    key.keys_.push_back(parse_hex(line, where));
   }
   if (key.keys_.empty() || key.keys_.size() > 2) {
-    fail<ArgumentError>("[key] got ", key.keys_.size(),
-                        " keys, need one, or two while keys are being changed");
+    fail<ArgumentError>(where, "got ", key.keys_.size(),
+                        " keys, need one, or two while keys are being changed: make one with "
+                        "`moesaic keygen FILE`");
   }
   return key;
 }
@@ -114,12 +126,12 @@ ClusterKey ClusterKey::read(const std::string& path) {
   const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (fd < 0) io_error(path, "cannot be opened");
   struct stat status {};
-  char text[512];
+  Text text;
   const bool stat_ok = fstat(fd, &status) == 0;
   std::size_t n_read = 0;
   ssize_t n = 1;
-  while (n > 0 && n_read < sizeof text) {  // a pipe may give it in pieces
-    n = ::read(fd, text + n_read, sizeof text - n_read);
+  while (n > 0 && n_read < sizeof text.bytes) {  // a pipe may give it in pieces
+    n = ::read(fd, text.bytes + n_read, sizeof text.bytes - n_read);
     if (n > 0) n_read += static_cast<std::size_t>(n);
   }
   const int error = errno;
@@ -130,9 +142,11 @@ ClusterKey ClusterKey::read(const std::string& path) {
     fail<IoError>("[key] ", path, ": others may read it (mode ", std::oct, status.st_mode & 0777U,
                   "): run chmod 600 on it, and make a new key if this one was exposed");
   }
-  ClusterKey key = parse(std::string_view(text, n_read));
-  OPENSSL_cleanse(text, sizeof text);
-  return key;
+  if (n_read == sizeof text.bytes) {
+    fail<ArgumentError>("[key] ", path, ": got more than ", n_read - 1,
+                        " bytes, need a key file: make one with `moesaic keygen FILE`");
+  }
+  return parse(std::string_view(text.bytes, n_read), path);
 }
 
 void ClusterKey::generate(const std::string& path) {

@@ -20,10 +20,11 @@ using Secret = std::array<std::uint8_t, 32>;
 
 class ClusterKey {
  public:
-  // The key in use first, then at most one other. Throws ArgumentError for anything else.
-  static ClusterKey parse(std::string_view text);
+  // The key in use first, then at most one other. Throws ArgumentError for anything else; `source`
+  // says there whose text it was.
+  static ClusterKey parse(std::string_view text, const std::string& source = "");
   // Throws IoError when the file cannot be read or others may read it (mode other than 0600 or
-  // 0400).
+  // 0400), and as parse() does.
   static ClusterKey read(const std::string& path);
   // Writes a new random key: a new file, mode 0600. Throws IoError when the path exists.
   static void generate(const std::string& path);

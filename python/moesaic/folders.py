@@ -44,7 +44,7 @@ def make_private(folder: Path) -> Path:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         owner = folder.stat().st_uid
     except OSError as error:
-        raise IoError(f"{folder}: cannot be made: {error.strerror}") from None
+        raise IoError(f"{folder}: cannot be made: {error.strerror}; name another folder") from None
     if owner not in (os.geteuid(), 0):
         raise IoError(f"{folder}: belongs to another user (number {owner}); name another folder")
     return folder

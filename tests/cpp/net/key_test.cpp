@@ -9,12 +9,14 @@
 #include <fstream>
 
 #include "base/errors.h"
+#include "base/thrown.h"
 #include "net/connection.h"
 
 namespace moesaic::net {
 namespace {
 
 namespace fs = std::filesystem;
+using moesaic::testing::thrown;
 
 class KeyFile : public ::testing::Test {
  protected:
@@ -71,6 +73,21 @@ TEST_F(KeyFile, OthersMayNotReadIt) {
   chmod(file.c_str(), 0400);
   EXPECT_NO_THROW(ClusterKey::read(file));
   EXPECT_THROW(ClusterKey::read(path("missing")), IoError);
+}
+
+TEST_F(KeyFile, WhatIsNoKeyIsNamed) {
+  const std::string file = path("cluster.key");
+  for (const std::string& bad :
+       {std::string(), std::string("abc\n"), kCounting + kCounting, std::string(5000, '#')}) {
+    std::ofstream(file) << bad;
+    chmod(file.c_str(), 0600);
+    const std::string text = thrown<ArgumentError>([&] { ClusterKey::read(file); });
+    EXPECT_NE(text.find(file), std::string::npos) << text;
+    EXPECT_NE(text.find("moesaic keygen"), std::string::npos) << text;
+    EXPECT_EQ(text.find(kCounting.substr(5, 10)), std::string::npos) << text;
+  }
+  std::ofstream(file) << "# " << std::string(3000, 'a') << "\n" << kCounting << "\n";
+  EXPECT_EQ(ClusterKey::read(file).n_keys(), 1);
 }
 
 TEST(Key, TextThatIsNoKeyIsRefusedAndNotShown) {

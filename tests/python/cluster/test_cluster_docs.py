@@ -23,7 +23,7 @@ from processes import GONE_S
 DOCS = Path(__file__).parents[3] / "docs"
 TEXT = (DOCS / "cluster.md").read_text()
 DESK = "10.0.0.1"
-SETTING_UP = ("python3 -m venv", "useradd", "install -m", "cp docs/")  # not ours to try here
+SETTING_UP = ("apt-get", "python3 -m venv", "ln -s", "useradd", "install -m", "cp docs/")  # of root
 
 pytestmark = pytest.mark.skipif(not available(), reason="needs root and iproute2 for namespaces")
 

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
+from fault_proxy import FaultProxy
 from fault_rig import DEMO, N_CTX, check, eventually, generate, reference, rig
 
 import moesaic
@@ -55,6 +56,14 @@ def test_another_model_under_the_same_name(tmp_path):
             check(m)
         assert all(node.bytes_read > 0 for node in c.nodes)
     launcher.close()
+
+
+def test_one_worker_under_two_addresses_is_refused(fresh):
+    address = fresh.addresses[0]
+    with FaultProxy(address) as other, pytest.raises(moesaic.ArgumentError) as raised:
+        moesaic.Cluster([address, other.address], key=fresh.launcher.key.text())
+    assert address in str(raised.value) and other.address in str(raised.value)
+    assert "need each worker once" in str(raised.value)
 
 
 class FakeWorker:
