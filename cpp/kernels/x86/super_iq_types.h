@@ -35,17 +35,21 @@ struct IQ2XXS : SignedPoints<X, quant::BlockIQ2_XXS, quant::Qtype::kIQ2_XXS> {
   static constexpr float kFactor = 0.125F;
 
   template <int c>
-  static B values(const Block& b, const Head&) {
-    const auto first = Base::template word<std::uint64_t>(b.qs + 8 * c);
-    const auto second = Base::template word<std::uint64_t>(b.qs + 8 * c + 4);
+  [[gnu::always_inline]] static B magnitudes(const Block& b) {
+    const auto* qs = reinterpret_cast<const std::uint8_t*>(&b) + offsetof(Block, qs) + 16 * c;
     std::uint32_t index[8];
     for (int i = 0; i < 4; ++i) {
-      index[i] = static_cast<std::uint8_t>(first >> (8 * i));
-      index[4 + i] = static_cast<std::uint8_t>(second >> (8 * i));
+      index[i] = qs[i];
+      index[4 + i] = qs[8 + i];
     }
-    return X::offset_signed(X::points8(quant::kIq2xxsGrid.data(), index),
-                            Base::even_signs(static_cast<std::uint32_t>(first >> 32),
-                                             static_cast<std::uint32_t>(second >> 32)),
+    return X::points8(quant::kIq2xxsGrid.data(), index);
+  }
+  template <int c>
+  static B values(const Block& b, const Head&) {
+    const auto* words = b.qs + 8 * c;
+    return X::offset_signed(magnitudes<c>(b),
+                            Base::even_signs(Base::template word<std::uint32_t>(words + 2),
+                                             Base::template word<std::uint32_t>(words + 6)),
                             Base::kOffset);
   }
   static __m128i scales(const Block& b) {
@@ -65,14 +69,17 @@ struct IQ2XS : SignedPoints<X, quant::BlockIQ2_XS, quant::Qtype::kIQ2_XS> {
   static constexpr float kFactor = 0.125F;
 
   template <int c>
-  static B values(const Block& b, const Head&) {
+  [[gnu::always_inline]] static B magnitudes(const Block& b) {
     std::uint32_t index[8];
     for (int i = 0; i < 8; ++i) index[i] = b.qs[8 * c + i] & 511U;
+    return X::points8(quant::kIq2xsGrid.data(), index);
+  }
+  template <int c>
+  static B values(const Block& b, const Head&) {
     const __m128i signs = _mm_srli_epi16(X::load128(b.qs + 8 * c), 9);
     const auto bytes =
         static_cast<std::uint64_t>(_mm_cvtsi128_si64(_mm_packus_epi16(signs, signs)));
-    return X::offset_signed(X::points8(quant::kIq2xsGrid.data(), index), Base::even_bytes(bytes),
-                            Base::kOffset);
+    return X::offset_signed(magnitudes<c>(b), Base::even_bytes(bytes), Base::kOffset);
   }
   static __m128i scales(const Block& b) {
     return Base::odd(Base::nibbles16(Base::template word<std::uint64_t>(b.scales)));
@@ -88,12 +95,16 @@ struct IQ2S : SignedPoints<X, quant::BlockIQ2_S, quant::Qtype::kIQ2_S> {
   static constexpr float kFactor = 0.125F;
 
   template <int c>
-  static B values(const Block& b, const Head&) {
+  [[gnu::always_inline]] static B magnitudes(const Block& b) {
     std::uint32_t index[8];
     const std::uint32_t high = b.qh[2 * c] | (static_cast<std::uint32_t>(b.qh[2 * c + 1]) << 8);
     for (int i = 0; i < 8; ++i) index[i] = b.qs[8 * c + i] | (((high >> (2 * i)) & 3U) << 8);
-    return X::offset_signed(X::points8(quant::kIq2sGrid.data(), index),
-                            Base::template word<std::uint64_t>(b.signs + 8 * c), Base::kOffset);
+    return X::points8(quant::kIq2sGrid.data(), index);
+  }
+  template <int c>
+  static B values(const Block& b, const Head&) {
+    return X::offset_signed(magnitudes<c>(b), Base::template word<std::uint64_t>(b.signs + 8 * c),
+                            Base::kOffset);
   }
   static __m128i scales(const Block& b) {
     return Base::odd(Base::nibbles16(Base::template word<std::uint64_t>(b.scales)));
@@ -110,11 +121,15 @@ struct IQ3XXS : SignedPoints<X, quant::BlockIQ3_XXS, quant::Qtype::kIQ3_XXS> {
   static constexpr float kFactor = 0.25F;
 
   template <int c>
-  static B values(const Block& b, const Head&) {
+  [[gnu::always_inline]] static B magnitudes(const Block& b) {
     std::uint32_t index[16];
     for (int i = 0; i < 16; ++i) index[i] = b.qs[16 * c + i];
+    return X::points4(quant::kIq3xxsGrid.data(), index);
+  }
+  template <int c>
+  static B values(const Block& b, const Head&) {
     const auto* signs = reinterpret_cast<const std::uint8_t*>(&b) + offsetof(Block, signs) + 8 * c;
-    return X::offset_signed(X::points4(quant::kIq3xxsGrid.data(), index),
+    return X::offset_signed(magnitudes<c>(b),
                             Base::even_signs(Base::template word<std::uint32_t>(signs),
                                              Base::template word<std::uint32_t>(signs + 4)),
                             Base::kOffset);
@@ -138,12 +153,16 @@ struct IQ3S : SignedPoints<X, quant::BlockIQ3_S, quant::Qtype::kIQ3_S> {
   static constexpr int kGroup = 32;
 
   template <int c>
-  static B values(const Block& b, const Head&) {
+  [[gnu::always_inline]] static B magnitudes(const Block& b) {
     std::uint32_t index[16];
     const std::uint32_t high = b.qh[2 * c] | (static_cast<std::uint32_t>(b.qh[2 * c + 1]) << 8);
     for (int i = 0; i < 16; ++i) index[i] = b.qs[16 * c + i] | (((high >> i) & 1U) << 8);
-    return X::offset_signed(X::points4(quant::kIq3sGrid.data(), index),
-                            Base::template word<std::uint64_t>(b.signs + 8 * c), Base::kOffset);
+    return X::points4(quant::kIq3sGrid.data(), index);
+  }
+  template <int c>
+  static B values(const Block& b, const Head&) {
+    return X::offset_signed(magnitudes<c>(b), Base::template word<std::uint64_t>(b.signs + 8 * c),
+                            Base::kOffset);
   }
   static __m128i scales(const Block& b) {
     const __m128i nibbles = Base::nibbles16(Base::template word<std::uint32_t>(b.scales));

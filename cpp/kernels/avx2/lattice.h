@@ -1,0 +1,284 @@
+// The lattice types against a few columns without masks: signs go to the activations (one
+// instruction a column), deltas that many values share go by way of the activations' sums, and what
+// a block needs of signs, scales and indices is put together once, for all of it. A type here gives
+// Few (x86/super_few.h); what it does not change it inherits from x86/super_iq_types.h, panels
+// among it.
+#pragma once
+
+#include "kernels/avx2/isa.h"
+#include "kernels/x86/super_iq_types.h"
+
+namespace moesaic::kernels::avx2 {
+
+// 32 bytes, halves apart so that each is in both halves of a register.
+struct Twice {
+  __m256i first;
+  __m256i second;
+
+  static Twice of(__m256i x) {
+    return {_mm256_permute4x64_epi64(x, 0x44), _mm256_permute4x64_epi64(x, 0xEE)};
+  }
+  // The same of 64-bit parts in the order 0, 2, 1, 3, as packing leaves them.
+  static Twice of_packed(__m256i x) {
+    return {_mm256_permute4x64_epi64(x, 0x88), _mm256_permute4x64_epi64(x, 0xDD)};
+  }
+  // Bytes 4 g .. 4 g + 3, each eight times.
+  template <int g>
+  __m256i eight_times() const {
+    constexpr long long kOnes = 0x0101010101010101;
+    constexpr long long kAt = g % 4 * 4;
+    return _mm256_shuffle_epi8(
+        g < 4 ? first : second,
+        _mm256_setr_epi64x(kAt * kOnes, (kAt + 1) * kOnes, (kAt + 2) * kOnes, (kAt + 3) * kOnes));
+  }
+};
+
+// Sub-scales where the shuffles of signs and points leave no register for patterns of shuffling:
+// 32-bit number g of the low half is that of group 2 g of 16 values, twice, of the high half that
+// of group 2 g + 1.
+struct Scales {
+  __m256i first;
+  __m256i second;  // of the second half of the block
+
+  static Scales of_sixteen(__m256i words) {
+    const __m256i even = _mm256_blend_epi16(words, _mm256_slli_epi32(words, 16), 0xAA);
+    const __m256i odd = _mm256_blend_epi16(_mm256_srli_epi32(words, 16), words, 0xAA);
+    return {_mm256_permute2x128_si256(even, odd, 0x20), _mm256_permute2x128_si256(even, odd, 0x31)};
+  }
+  // From eight 32-bit numbers below 2^15, one per 32 values.
+  static Scales of_eight(__m256i scales) {
+    const Twice x = Twice::of(_mm256_or_si256(scales, _mm256_slli_epi32(scales, 16)));
+    return {x.first, x.second};
+  }
+  // Those of values 32 g .. 32 g + 31, one per 128 bits.
+  template <int g>
+  __m256i at() const {
+    return _mm256_shuffle_epi32(g < 4 ? first : second, g % 4 * 0x55);
+  }
+};
+
+// Signs of a block: bit i of byte k is that of value 8 k + i.
+struct SignBits {
+  Twice bytes;
+
+  // Seven bits a byte, completed to an even number.
+  static __m256i even(__m256i sevens) {
+    const __m256i odd_nibbles = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(0, -128, -128, 0, -128, 0, 0, -128, -128, 0, 0, -128, 0, -128, -128, 0));
+    const __m256i folded =
+        _mm256_and_si256(_mm256_xor_si256(sevens, _mm256_srli_epi16(sevens, 4)), Ints::bytes(15));
+    return _mm256_or_si256(sevens, _mm256_shuffle_epi8(odd_nibbles, folded));
+  }
+  // Four 7-bit fields of each word -> its four bytes.
+  static __m256i fields(__m256i words) {
+    const auto split = [](__m256i x, __m256i moved, int low, int high) {
+      return _mm256_or_si256(_mm256_and_si256(x, _mm256_set1_epi32(low)),
+                             _mm256_and_si256(moved, _mm256_set1_epi32(high)));
+    };
+    const __m256i two = split(words, _mm256_slli_epi32(words, 2), 0x3FFF, 0x3FFF0000);
+    return split(two, _mm256_add_epi16(two, two), 0x007F007F, 0x7F007F00);
+  }
+  // 1, or -1 where the sign is set, of group g of 32 values.
+  template <int g>
+  __m256i at() const {
+    const __m256i bit = _mm256_set1_epi64x(static_cast<long long>(0x8040201008040201ULL));
+    const __m256i set = _mm256_cmpeq_epi8(_mm256_and_si256(bytes.eight_times<g>(), bit), bit);
+    return _mm256_or_si256(set, Ints::bytes(1));
+  }
+};
+
+// Type is what is inherited.
+template <class Type>
+struct SignedFew {
+  static constexpr int kOffset = 0;
+  const typename Type::Block* block;
+  SignBits signs;
+  Scales scales;
+
+  template <int c>
+  [[gnu::always_inline]] Ints::B values() const {
+    return Type::template magnitudes<c>(*block);
+  }
+  template <int c>
+  [[gnu::always_inline]] Ints::Acc step(Ints::Acc acc, Ints::B w, const std::int8_t* a) const {
+    return Ints::step_of<c>(acc, w,
+                            {_mm256_sign_epi8(Ints::load256(a), signs.at<2 * c>()),
+                             _mm256_sign_epi8(Ints::load256(a + 32), signs.at<2 * c + 1>())},
+                            scales);
+  }
+};
+
+// Seven signs a point and, in the top bits, a scale: eight words.
+struct SignWords {
+  static SignBits signs(__m256i words) {
+    return {Twice::of(SignBits::even(SignBits::fields(words)))};
+  }
+  static Scales scales(__m256i words) {  // 2 n + 1
+    const __m256i n = _mm256_srli_epi32(words, 28);
+    return Scales::of_eight(_mm256_add_epi32(_mm256_add_epi32(n, n), _mm256_set1_epi32(1)));
+  }
+};
+
+struct FewIQ2XXS : IQ2XXS<Ints> {
+  static constexpr bool kHasFew = true;
+
+  struct Few : SignedFew<FewIQ2XXS> {
+    [[gnu::always_inline]] explicit Few(const Block& b) : Few(b, words(b)) {}
+    Few(const Block& b, __m256i words)
+        : SignedFew{&b, SignWords::signs(words), SignWords::scales(words)} {}
+    static __m256i words(const Block& b) {  // every second one
+      const auto part = [&](int at) { return _mm256_castsi256_ps(Ints::load256(b.qs + at)); };
+      const __m256i x = _mm256_castps_si256(_mm256_shuffle_ps(part(0), part(16), 0xDD));
+      return _mm256_permute4x64_epi64(x, 0xD8);
+    }
+  };
+};
+
+struct FewIQ2XS : IQ2XS<Ints> {
+  static constexpr bool kHasFew = true;
+
+  struct Few : SignedFew<FewIQ2XS> {
+    [[gnu::always_inline]] explicit Few(const Block& b)
+        : SignedFew{&b, signs(b), Scales::of_sixteen(_mm256_cvtepi8_epi16(FewIQ2XS::scales(b)))} {}
+    static SignBits signs(const Block& b) {
+      const auto part = [&](int at) { return _mm256_srli_epi16(Ints::load256(b.qs + at), 9); };
+      return {Twice::of_packed(SignBits::even(_mm256_packus_epi16(part(0), part(16))))};
+    }
+  };
+};
+
+struct FewIQ2S : IQ2S<Ints> {
+  static constexpr bool kHasFew = true;
+
+  struct Few : SignedFew<FewIQ2S> {
+    [[gnu::always_inline]] explicit Few(const Block& b)
+        : SignedFew{&b,
+                    {Twice::of(Ints::load256(b.signs))},
+                    Scales::of_sixteen(_mm256_cvtepi8_epi16(FewIQ2S::scales(b)))} {}
+  };
+};
+
+struct FewIQ3XXS : IQ3XXS<Ints> {
+  static constexpr bool kHasFew = true;
+
+  struct Few : SignedFew<FewIQ3XXS> {
+    [[gnu::always_inline]] explicit Few(const Block& b) : Few(b, words(b)) {}
+    Few(const Block& b, __m256i words)
+        : SignedFew{&b, SignWords::signs(words), SignWords::scales(words)} {}
+    static __m256i words(const Block& b) {
+      return Ints::load256(reinterpret_cast<const std::uint8_t*>(&b) + offsetof(Block, signs));
+    }
+  };
+};
+
+struct FewIQ3S : IQ3S<Ints> {
+  static constexpr bool kHasFew = true;
+
+  struct Few : SignedFew<FewIQ3S> {
+    [[gnu::always_inline]] explicit Few(const Block& b)
+        : SignedFew{&b,
+                    {Twice::of(Ints::load256(b.signs))},
+                    Scales::of_sixteen(_mm256_cvtepi8_epi16(FewIQ3S::scales(b)))} {}
+  };
+};
+
+// Points of IQ1 as bytes of 8 point + 16, so that they are unsigned and deltas of an eighth whole.
+struct RaisedPoints {
+  static constexpr int kOffset = 16;
+  alignas(64) static inline std::uint64_t table[2048] = {};
+  static void fill() {
+    for (int i = 0; i < 2048; ++i) {  // byte by byte: no carry, 8 (point + 2)
+      table[i] = 8 * ((quant::kIq1sGrid[static_cast<std::size_t>(i)] ^ 0x8080808080808080ULL) -
+                      0x7E7E7E7E7E7E7E7EULL);
+    }
+  }
+};
+
+// Four 16-bit indices in a word, twice.
+template <int c, class Few>
+[[gnu::always_inline]] inline Ints::B raised_points(const Few& few) {
+  std::uint32_t at[8];
+  for (int h = 0; h < 2; ++h) {
+    const std::uint64_t four = few.indices(2 * c + h);
+    for (int i = 0; i < 4; ++i) at[4 * h + i] = static_cast<std::uint16_t>(four >> (16 * i));
+  }
+  return Ints::points8(RaisedPoints::table, at);
+}
+
+struct FewIQ1S : IQ1S<Ints> {
+  static constexpr bool kHasFew = true;
+
+  struct Few {
+    static constexpr int kOffset = RaisedPoints::kOffset;
+    const Block* block;
+    Scales scales;
+    __m128i eight_factors;
+
+    [[gnu::always_inline]] explicit Few(const Block& b) : block(&b) {
+      const __m128i qh = Ints::load128(b.qh);
+      const __m128i n = _mm_and_si128(_mm_srli_epi16(qh, 12), _mm_set1_epi16(7));
+      const __m128i scale = _mm_add_epi16(_mm_add_epi16(n, n), _mm_set1_epi16(1));
+      scales = Scales::of_eight(_mm256_cvtepu16_epi32(scale));
+      const __m128i minus = _mm_srai_epi16(qh, 15);  // -1 where the delta is -1, not 1
+      eight_factors = _mm_mullo_epi16(
+          scale, _mm_add_epi16(_mm_add_epi16(minus, minus), _mm_set1_epi16(1 - kOffset)));
+    }
+    // Per 16 values: scale times what undoes the offset and adds the delta.
+    __m256i factors() const {
+      const __m256i x = _mm256_cvtepu16_epi32(eight_factors);
+      return _mm256_or_si256(x, _mm256_slli_epi32(x, 16));
+    }
+    [[gnu::always_inline]] std::uint64_t indices(int g) const {
+      return _pdep_u64(word<std::uint32_t>(block->qs + 4 * g), 0x00FF00FF00FF00FFULL) |
+             _pdep_u64(block->qh[g], 0x0700070007000700ULL);
+    }
+    template <int c>
+    [[gnu::always_inline]] Ints::B values() const {
+      return raised_points<c>(*this);
+    }
+    template <int c>
+    [[gnu::always_inline]] Ints::Acc step(Ints::Acc acc, Ints::B w, const std::int8_t* a) const {
+      return Ints::step_of<c>(acc, w, Ints::load64(a), scales);
+    }
+  };
+};
+
+struct FewIQ1M : IQ1M<Ints> {
+  static constexpr bool kHasFew = true;
+
+  struct Few {
+    static constexpr int kOffset = RaisedPoints::kOffset;
+    const Block* block;
+    __m256i words;  // of scales
+    Scales scales;
+    Twice deltas;
+
+    [[gnu::always_inline]] explicit Few(const Block& b) : block(&b) {
+      words = _mm256_cvtepi8_epi16(FewIQ1M::scales(b));
+      scales = Scales::of_sixteen(words);
+      // A nibble of qh has its point's delta in bit 3: as the top bits of bytes.
+      const __m128i qh = Ints::load128(b.qh);
+      const __m128i low = _mm_slli_epi16(qh, 4);
+      const __m256i nibbles =
+          _mm256_set_m128i(_mm_unpackhi_epi8(low, qh), _mm_unpacklo_epi8(low, qh));
+      const __m256i minus = _mm256_cmpgt_epi8(_mm256_setzero_si256(), nibbles);
+      deltas = Twice::of(_mm256_or_si256(minus, Ints::bytes(1)));
+    }
+    __m256i factors() const { return _mm256_mullo_epi16(words, _mm256_set1_epi16(-kOffset)); }
+    [[gnu::always_inline]] std::uint64_t indices(int g) const {
+      return _pdep_u64(word<std::uint32_t>(block->qs + 4 * g), 0x00FF00FF00FF00FFULL) |
+             _pdep_u64(word<std::uint16_t>(block->qh + 2 * g) & 0x7777U, 0x0F000F000F000F00ULL);
+    }
+    template <int c>
+    [[gnu::always_inline]] Ints::B values() const {
+      return Ints::add(raised_points<c>(*this),
+                       {deltas.eight_times<2 * c>(), deltas.eight_times<2 * c + 1>()});
+    }
+    template <int c>
+    [[gnu::always_inline]] Ints::Acc step(Ints::Acc acc, Ints::B w, const std::int8_t* a) const {
+      return Ints::step_of<c>(acc, w, Ints::load64(a), scales);
+    }
+  };
+};
+
+}  // namespace moesaic::kernels::avx2
