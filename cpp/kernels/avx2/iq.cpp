@@ -7,6 +7,7 @@ namespace moesaic::kernels::avx2 {
 
 void fill_iq(Table& t) {
   RaisedPoints::fill();
+  PointPairs::fill();
   add_super_type<Ints, FewIQ1S>(t, "avx2/IQ1_S");
   add_super_type<Ints, FewIQ1M>(t, "avx2/IQ1_M");
   add_super_type<Ints, FewIQ2XXS>(t, "avx2/IQ2_XXS");
