@@ -215,17 +215,6 @@ struct RaisedPoints {
   }
 };
 
-// Four 16-bit indices in a word, twice.
-template <int c, class Few>
-[[gnu::always_inline]] inline Ints::B raised_points(const Few& few) {
-  std::uint32_t at[8];
-  for (int h = 0; h < 2; ++h) {
-    const std::uint64_t four = few.indices(2 * c + h);
-    for (int i = 0; i < 4; ++i) at[4 * h + i] = static_cast<std::uint16_t>(four >> (16 * i));
-  }
-  return Ints::points8(RaisedPoints::table, at);
-}
-
 struct FewIQ1S : IQ1S<Ints> {
   static constexpr bool kHasFew = true;
 
@@ -249,13 +238,10 @@ struct FewIQ1S : IQ1S<Ints> {
       const __m256i x = _mm256_cvtepu16_epi32(eight_factors);
       return _mm256_or_si256(x, _mm256_slli_epi32(x, 16));
     }
-    [[gnu::always_inline]] std::uint64_t indices(int g) const {
-      return _pdep_u64(word<std::uint32_t>(block->qs + 4 * g), 0x00FF00FF00FF00FFULL) |
-             _pdep_u64(block->qh[g], 0x0700070007000700ULL);
-    }
     template <int c>
     [[gnu::always_inline]] Ints::B values() const {
-      return raised_points<c>(*this);
+      return indexed_points<Ints>(RaisedPoints::table, indices(*block, 2 * c),
+                                  indices(*block, 2 * c + 1));
     }
     template <int c>
     [[gnu::always_inline]] Ints::Acc step(Ints::Acc acc, Ints::B w, const std::int8_t* a) const {
@@ -286,13 +272,10 @@ struct FewIQ1M : IQ1M<Ints> {
       deltas = Twice::of(_mm256_or_si256(minus, Ints::bytes(1)));
     }
     __m256i factors() const { return _mm256_mullo_epi16(words, _mm256_set1_epi16(-kOffset)); }
-    [[gnu::always_inline]] std::uint64_t indices(int g) const {
-      return _pdep_u64(word<std::uint32_t>(block->qs + 4 * g), 0x00FF00FF00FF00FFULL) |
-             _pdep_u64(word<std::uint16_t>(block->qh + 2 * g) & 0x7777U, 0x0F000F000F000F00ULL);
-    }
     template <int c>
     [[gnu::always_inline]] Ints::B values() const {
-      return Ints::add(raised_points<c>(*this),
+      return Ints::add(indexed_points<Ints>(RaisedPoints::table, indices(*block, 2 * c),
+                                            indices(*block, 2 * c + 1)),
                        {deltas.eight_times<2 * c>(), deltas.eight_times<2 * c + 1>()});
     }
     template <int c>

@@ -7,8 +7,8 @@
 namespace moesaic::kernels::avx512vnni {
 
 void fill_iq(Table& t) {
-  add_super_type<Ints, FastIQ1S>(t, "avx512vnni/IQ1_S");
-  add_super_type<Ints, FastIQ1M>(t, "avx512vnni/IQ1_M");
+  add_super_type<Ints, IQ1S<Ints>>(t, "avx512vnni/IQ1_S");
+  add_super_type<Ints, IQ1M<Ints>>(t, "avx512vnni/IQ1_M");
   add_super_type<Ints, FastIQ2XXS>(t, "avx512vnni/IQ2_XXS");
   add_super_type<Ints, FastIQ2XS>(t, "avx512vnni/IQ2_XS");
   add_super_type<Ints, FastIQ2S>(t, "avx512vnni/IQ2_S");

@@ -170,12 +170,25 @@ struct IQ3S : SignedPoints<X, quant::BlockIQ3_S, quant::Qtype::kIQ3_S> {
   }
 };
 
+// The points of eight 16-bit indices.
+template <class X>
+[[gnu::always_inline]] inline typename X::B indexed_points(const std::uint64_t* grid,
+                                                           std::uint64_t first,
+                                                           std::uint64_t second) {
+  std::uint32_t index[8];
+  for (int i = 0; i < 4; ++i) {
+    index[i] = static_cast<std::uint16_t>(first >> (16 * i));
+    index[4 + i] = static_cast<std::uint16_t>(second >> (16 * i));
+  }
+  return X::points8(grid, index);
+}
+
 // 8 point + delta (+-1) + 16, from points of -1, 0, 1; byte i of `negative` is 1 where the delta of
 // point i is -1, else 0.
 template <class X>
-[[gnu::always_inline]] inline typename X::B moved_points(const std::uint32_t (&index)[8],
+[[gnu::always_inline]] inline typename X::B moved_points(std::uint64_t first, std::uint64_t second,
                                                          std::uint64_t negative) {
-  const typename X::B points = X::points8(quant::kIq1sGrid.data(), index);
+  const typename X::B points = indexed_points<X>(quant::kIq1sGrid.data(), first, second);
   return X::add(X::times8(points), X::eight_times(0x1111111111111111ULL - 2 * negative));
 }
 
@@ -191,15 +204,14 @@ struct IQ1S : SuperTypeBase<X, quant::BlockIQ1_S, quant::Qtype::kIQ1_S> {
   static constexpr float kFactor = 0.125F;
 
   template <int c>
-  static B values(const Block& b, const Head&) {
-    std::uint32_t index[8];
-    const std::uint32_t first = b.qh[2 * c];
-    const std::uint32_t second = b.qh[2 * c + 1];
-    for (int i = 0; i < 4; ++i) {
-      index[i] = b.qs[8 * c + i] | (((first >> (3 * i)) & 7U) << 8);
-      index[4 + i] = b.qs[8 * c + 4 + i] | (((second >> (3 * i)) & 7U) << 8);
-    }
-    return moved_points<X>(index, four_times(first >> 15, second >> 15));
+  [[gnu::always_inline]] static B values(const Block& b, const Head&) {
+    return moved_points<X>(indices(b, 2 * c), indices(b, 2 * c + 1),
+                           four_times(b.qh[2 * c] >> 15, b.qh[2 * c + 1] >> 15));
+  }
+  // Those of the four points of group g, 16 bits each.
+  [[gnu::always_inline]] static std::uint64_t indices(const Block& b, int g) {
+    return _pdep_u64(Base::template word<std::uint32_t>(b.qs + 4 * g), 0x00FF00FF00FF00FFULL) |
+           _pdep_u64(b.qh[g], 0x0700070007000700ULL);
   }
   // Bytes of four times one bit and four times another.
   static std::uint64_t four_times(std::uint32_t first, std::uint32_t second) {
@@ -223,12 +235,16 @@ struct IQ1M : SuperTypeBase<X, quant::BlockIQ1_M, quant::Qtype::kIQ1_M> {
   static constexpr float kFactor = 0.125F;
 
   template <int c>
-  static B values(const Block& b, const Head&) {
-    std::uint32_t index[8];
-    const auto high = Base::template word<std::uint32_t>(b.qh + 4 * c);
-    for (int i = 0; i < 8; ++i) index[i] = b.qs[8 * c + i] | (((high >> (4 * i)) & 7U) << 8);
-    const std::uint64_t deltas = _pext_u32(high, 0x88888888U);
-    return moved_points<X>(index, _pdep_u64(deltas, 0x0101010101010101ULL));
+  [[gnu::always_inline]] static B values(const Block& b, const Head&) {
+    const auto deltas = _pext_u32(Base::template word<std::uint32_t>(b.qh + 4 * c), 0x88888888U);
+    return moved_points<X>(indices(b, 2 * c), indices(b, 2 * c + 1),
+                           _pdep_u64(deltas, 0x0101010101010101ULL));
+  }
+  // Those of the four points of values 32 g .. 32 g + 31, 16 bits each.
+  [[gnu::always_inline]] static std::uint64_t indices(const Block& b, int g) {
+    return _pdep_u64(Base::template word<std::uint32_t>(b.qs + 4 * g), 0x00FF00FF00FF00FFULL) |
+           _pdep_u64(Base::template word<std::uint16_t>(b.qh + 2 * g) & 0x7777U,
+                     0x0F000F000F000F00ULL);
   }
   static __m128i scales(const Block& b) {
     const auto all = Base::template word<std::uint64_t>(b.scales);
