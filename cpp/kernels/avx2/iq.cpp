@@ -1,15 +1,15 @@
 // The IQ super-block types' rows of the table: the skeletons of x86/ with the unpackings of
-// lattice.h.
+// lattice.h and x86/few_iq1.h.
 #include "kernels/avx2/lattice.h"
 #include "kernels/x86/int_kernels.h"
 
 namespace moesaic::kernels::avx2 {
 
 void fill_iq(Table& t) {
-  RaisedPoints::fill();
+  RaisedPoints<Ints>::fill();
   PointPairs::fill();
-  add_super_type<Ints, FewIQ1S>(t, "avx2/IQ1_S");
-  add_super_type<Ints, FewIQ1M>(t, "avx2/IQ1_M");
+  add_super_type<Ints, FewIQ1S<Ints, FewParts>>(t, "avx2/IQ1_S");
+  add_super_type<Ints, FewIQ1M<Ints, FewParts>>(t, "avx2/IQ1_M");
   add_super_type<Ints, FewIQ2XXS>(t, "avx2/IQ2_XXS");
   add_super_type<Ints, FewIQ2XS>(t, "avx2/IQ2_XS");
   add_super_type<Ints, FewIQ2S>(t, "avx2/IQ2_S");

@@ -1,12 +1,11 @@
 // The lattice types against a few columns without masks: signs go to the activations (one
-// instruction a column), deltas that many values share go by way of the activations' sums, and what
-// a block needs of signs, scales and indices is put together once, for all of it. A type here gives
-// Few (x86/super_few.h); what it does not change it inherits from x86/super_iq_types.h, panels
-// among it.
+// instruction a column), and what a block needs of signs and scales is put together once, for all
+// of it. A type here gives Few (x86/super_few.h); what it does not change it inherits from
+// x86/super_iq_types.h, panels among it. IQ1 is in x86/few_iq1.h.
 #pragma once
 
 #include "kernels/avx2/isa.h"
-#include "kernels/x86/super_iq_types.h"
+#include "kernels/x86/few_iq1.h"
 
 namespace moesaic::kernels::avx2 {
 
@@ -30,6 +29,10 @@ struct Twice {
     return _mm256_shuffle_epi8(
         g < 4 ? first : second,
         _mm256_setr_epi64x(kAt * kOnes, (kAt + 1) * kOnes, (kAt + 2) * kOnes, (kAt + 3) * kOnes));
+  }
+  template <int c>
+  Ints::B quarter() const {
+    return {eight_times<2 * c>(), eight_times<2 * c + 1>()};
   }
 };
 
@@ -203,86 +206,9 @@ struct FewIQ3S : IQ3S<Ints> {
   };
 };
 
-// Points of IQ1 as bytes of 8 point + 16, so that they are unsigned and deltas of an eighth whole.
-struct RaisedPoints {
-  static constexpr int kOffset = 16;
-  alignas(64) static inline std::uint64_t table[2048] = {};
-  static void fill() {
-    for (int i = 0; i < 2048; ++i) {  // byte by byte: no carry, 8 (point + 2)
-      table[i] = 8 * ((quant::kIq1sGrid[static_cast<std::size_t>(i)] ^ 0x8080808080808080ULL) -
-                      0x7E7E7E7E7E7E7E7EULL);
-    }
-  }
-};
-
-struct FewIQ1S : IQ1S<Ints> {
-  static constexpr bool kHasFew = true;
-
-  struct Few {
-    static constexpr int kOffset = RaisedPoints::kOffset;
-    const Block* block;
-    Scales scales;
-    __m128i eight_factors;
-
-    [[gnu::always_inline]] explicit Few(const Block& b) : block(&b) {
-      const __m128i qh = Ints::load128(b.qh);
-      const __m128i n = _mm_and_si128(_mm_srli_epi16(qh, 12), _mm_set1_epi16(7));
-      const __m128i scale = _mm_add_epi16(_mm_add_epi16(n, n), _mm_set1_epi16(1));
-      scales = Scales::of_eight(_mm256_cvtepu16_epi32(scale));
-      const __m128i minus = _mm_srai_epi16(qh, 15);  // -1 where the delta is -1, not 1
-      eight_factors = _mm_mullo_epi16(
-          scale, _mm_add_epi16(_mm_add_epi16(minus, minus), _mm_set1_epi16(1 - kOffset)));
-    }
-    // Per 16 values: scale times what undoes the offset and adds the delta.
-    __m256i factors() const {
-      const __m256i x = _mm256_cvtepu16_epi32(eight_factors);
-      return _mm256_or_si256(x, _mm256_slli_epi32(x, 16));
-    }
-    template <int c>
-    [[gnu::always_inline]] Ints::B values() const {
-      return indexed_points<Ints>(RaisedPoints::table, indices(*block, 2 * c),
-                                  indices(*block, 2 * c + 1));
-    }
-    template <int c>
-    [[gnu::always_inline]] Ints::Acc step(Ints::Acc acc, Ints::B w, const std::int8_t* a) const {
-      return Ints::step_of<c>(acc, w, Ints::load64(a), scales);
-    }
-  };
-};
-
-struct FewIQ1M : IQ1M<Ints> {
-  static constexpr bool kHasFew = true;
-
-  struct Few {
-    static constexpr int kOffset = RaisedPoints::kOffset;
-    const Block* block;
-    __m256i words;  // of scales
-    Scales scales;
-    Twice deltas;
-
-    [[gnu::always_inline]] explicit Few(const Block& b) : block(&b) {
-      words = _mm256_cvtepi8_epi16(FewIQ1M::scales(b));
-      scales = Scales::of_sixteen(words);
-      // A nibble of qh has its point's delta in bit 3: as the top bits of bytes.
-      const __m128i qh = Ints::load128(b.qh);
-      const __m128i low = _mm_slli_epi16(qh, 4);
-      const __m256i nibbles =
-          _mm256_set_m128i(_mm_unpackhi_epi8(low, qh), _mm_unpacklo_epi8(low, qh));
-      const __m256i minus = _mm256_cmpgt_epi8(_mm256_setzero_si256(), nibbles);
-      deltas = Twice::of(_mm256_or_si256(minus, Ints::bytes(1)));
-    }
-    __m256i factors() const { return _mm256_mullo_epi16(words, _mm256_set1_epi16(-kOffset)); }
-    template <int c>
-    [[gnu::always_inline]] Ints::B values() const {
-      return Ints::add(indexed_points<Ints>(RaisedPoints::table, indices(*block, 2 * c),
-                                            indices(*block, 2 * c + 1)),
-                       {deltas.eight_times<2 * c>(), deltas.eight_times<2 * c + 1>()});
-    }
-    template <int c>
-    [[gnu::always_inline]] Ints::Acc step(Ints::Acc acc, Ints::B w, const std::int8_t* a) const {
-      return Ints::step_of<c>(acc, w, Ints::load64(a), scales);
-    }
-  };
+struct FewParts {
+  using Scales = avx2::Scales;
+  using EightTimes = Twice;
 };
 
 }  // namespace moesaic::kernels::avx2
