@@ -12,14 +12,7 @@ namespace moesaic::kernels {
 
 template <class X, class T, int kCols>
 struct SuperFew {
-  static constexpr int few_offset() {
-    if constexpr (T::kHasFew) {
-      return T::Few::kOffset;
-    } else {
-      return T::kWide ? X::kWideOffset : T::kOffset;
-    }
-  }
-  static constexpr int kOffset = few_offset();
+  static constexpr int kOffset = T::kWide ? X::kWideOffset : T::kOffset;
   static constexpr int kSpan = X::kRows;  // blocks whose sums are finished together
   using Vf = typename X::Vf;
 
@@ -34,86 +27,34 @@ struct SuperFew {
     alignas(64) std::int32_t msum[T::kHasMin ? kCols : 1][kSpan][8];
   };
 
-  // A block as its type unpacks it for panels too.
-  struct Plain {
-    const typename T::Block& block;
-    const typename T::Head head;
-    const typename X::Scales scales;
-
-    template <int c>
-    typename X::B values() const {
-      typename X::B w = T::template values<c>(block, head);
-      if constexpr (T::kWide) w = X::widen(w);
-      return w;
-    }
-    // acc + quarter c: values w, activations at a.
-    template <int c>
-    typename X::Acc step(typename X::Acc acc, typename X::B w, const std::int8_t* a) const {
+  template <int c>
+  static void quarter(const typename T::Block& block, const typename T::Head& head,
+                      typename X::Scales scales, const Column* columns, std::int64_t b,
+                      typename X::Acc* acc) {
+    typename X::B w = T::template values<c>(block, head);
+    if constexpr (T::kWide) w = X::widen(w);
+    for (int j = 0; j < kCols; ++j) {
+      const std::int8_t* a = columns[j].act.q + b * kChunk + 64 * c;
       if constexpr (T::kWide) {
-        return X::template step_wide<c>(acc, w, a, scales);
+        acc[j] = X::template step_wide<c>(acc[j], w, a, scales);
       } else if constexpr (T::kScaled) {
-        return X::template step<c>(acc, w, a, scales);
+        acc[j] = X::template step<c>(acc[j], w, a, scales);
       } else {
-        return X::dot(acc, w, X::load64(a));
+        acc[j] = X::dot(acc[j], w, X::load64(a));
       }
     }
-  };
-
-  template <int c, class Unpacked>
-  [[gnu::always_inline]] static void quarter(const Unpacked& block, const Column* columns,
-                                             std::int64_t b, typename X::Acc* acc) {
-    const typename X::B w = block.template values<c>();
-    for (int j = 0; j < kCols; ++j) {
-      acc[j] = block.template step<c>(acc[j], w, columns[j].act.q + b * kChunk + 64 * c);
-    }
-  }
-
-  // Sums of scale times dot product, offsets still in them.
-  template <class Unpacked>
-  [[gnu::always_inline]] static void quarters(const Unpacked& block, const Column* columns,
-                                              std::int64_t b, __m256i* isum) {
-    typename X::Acc acc[kCols];
-    for (auto& a : acc) a = X::zero();
-    quarter<0>(block, columns, b, acc);
-    quarter<1>(block, columns, b, acc);
-    quarter<2>(block, columns, b, acc);
-    quarter<3>(block, columns, b, acc);
-    for (int j = 0; j < kCols; ++j) isum[j] = X::fold(acc[j]);
   }
 
   static const typename T::Block& block_at(const std::uint8_t* p) {
     return *reinterpret_cast<const typename T::Block*>(p);
   }
 
-  // The sums of n blocks lying one after the other from p on. The first meets chunk b of the
-  // activations; where n_chunks > 0, after chunk n_chunks - 1 comes 0 again.
-  [[gnu::always_inline]] static void sums_of(const std::uint8_t* p, int n, std::int64_t b,
-                                             std::int64_t n_chunks, const Column* columns,
-                                             Sums& sums) {
-    auto next = opened(p);
-    for (int slot = 0; slot < n; ++slot, p += T::kBytes) {
-      const auto block = next;
-      // One ahead: signs and scales are many steps away from their block, points only two.
-      if (slot + 1 < n) next = opened(p + T::kBytes);
-      fetch_ahead(p, T::kBytes);
-      block_sums(block_at(p), block, b, slot, columns, sums);
-      if (++b == n_chunks) b = 0;
-    }
-  }
-
-  // What has to be made of a block before its values.
-  static auto opened(const std::uint8_t* p) {
-    if constexpr (T::kHasFew) {
-      return typename T::Few(block_at(p));
-    } else {
-      return p;
-    }
-  }
-
-  template <class Opened>
-  [[gnu::always_inline]] static void block_sums(const typename T::Block& block, const Opened& few,
-                                                std::int64_t b, int slot, const Column* columns,
-                                                Sums& sums) {
+  static void block_sums(const std::uint8_t* p, std::int64_t b, int slot, const Column* columns,
+                         Sums& sums) {
+    fetch_ahead(p, T::kBytes);
+    const auto& block = block_at(p);
+    const typename T::Head head = T::head(block);
+    const __m128i scale_bytes = T::scales(block);
     const auto group_sums = [&](int j) {
       return X::load256(columns[j].act.sum + b * (kChunk / kSumGroup));
     };
@@ -125,27 +66,64 @@ struct SuperFew {
       }
     }
     __m256i isum[kCols];
-    __m256i factors;  // of the sums of activations, that take offsets back
-    if constexpr (T::kHasFew) {
-      quarters(few, columns, b, isum);
-      if constexpr (kOffset != 0) factors = few.factors();
+    if constexpr (T::kQuads) {
+      quad_sums(block, columns, b, isum);
     } else {
-      const __m128i scale_bytes = T::scales(block);
-      if constexpr (T::kQuads) {
-        quad_sums(block, columns, b, isum);
-      } else {
-        quarters(Plain{block, T::head(block), X::expand(scale_bytes)}, columns, b, isum);
-      }
-      if constexpr (kOffset != 0) {
-        factors =
-            _mm256_mullo_epi16(_mm256_cvtepi8_epi16(scale_bytes), _mm256_set1_epi16(-kOffset));
-      }
+      const typename X::Scales scales = X::expand(scale_bytes);
+      typename X::Acc acc[kCols];
+      for (auto& a : acc) a = X::zero();
+      quarter<0>(block, head, scales, columns, b, acc);
+      quarter<1>(block, head, scales, columns, b, acc);
+      quarter<2>(block, head, scales, columns, b, acc);
+      quarter<3>(block, head, scales, columns, b, acc);
+      for (int j = 0; j < kCols; ++j) isum[j] = X::fold(acc[j]);
     }
     for (int j = 0; j < kCols; ++j) {
       if constexpr (kOffset != 0) {
+        const __m256i factors =
+            _mm256_mullo_epi16(_mm256_cvtepi8_epi16(scale_bytes), _mm256_set1_epi16(-kOffset));
         isum[j] = _mm256_add_epi32(isum[j], _mm256_madd_epi16(factors, group_sums(j)));
       }
       _mm256_store_si256(reinterpret_cast<__m256i*>(sums.isum[j][slot]), isum[j]);
+    }
+  }
+
+  // The same of n blocks lying one after the other, in the form that their type has for few
+  // columns, all of it in line: registers by way of memory cost more than what they carry. The
+  // first block meets chunk b of the activations; after chunk n_chunks - 1 comes 0 again.
+  [[gnu::always_inline]] static void few_sums(const std::uint8_t* p, int n, std::int64_t b,
+                                              std::int64_t n_chunks, const Column* columns,
+                                              Sums& sums) {
+    using Few = typename T::Few;
+    Few next(block_at(p));
+    for (int slot = 0; slot < n; ++slot, p += T::kBytes) {
+      const Few few = next;
+      // One ahead: signs and scales are many steps away from their block, points only two.
+      if (slot + 1 < n) next = Few(block_at(p + T::kBytes));
+      fetch_ahead(p, T::kBytes);
+      typename X::Acc acc[kCols];
+      for (auto& a : acc) a = X::zero();
+      few_quarter<0>(few, columns, b, acc);
+      few_quarter<1>(few, columns, b, acc);
+      few_quarter<2>(few, columns, b, acc);
+      few_quarter<3>(few, columns, b, acc);
+      for (int j = 0; j < kCols; ++j) {
+        __m256i isum = X::fold(acc[j]);
+        if constexpr (Few::kOffset != 0) {
+          const __m256i group_sums = X::load256(columns[j].act.sum + b * (kChunk / kSumGroup));
+          isum = _mm256_add_epi32(isum, _mm256_madd_epi16(few.factors(), group_sums));
+        }
+        _mm256_store_si256(reinterpret_cast<__m256i*>(sums.isum[j][slot]), isum);
+      }
+      if (++b == n_chunks) b = 0;
+    }
+  }
+  template <int c, class Few>
+  [[gnu::always_inline]] static void few_quarter(const Few& few, const Column* columns,
+                                                 std::int64_t b, typename X::Acc* acc) {
+    const typename X::B w = few.template values<c>();
+    for (int j = 0; j < kCols; ++j) {
+      acc[j] = few.template step<c>(acc[j], w, columns[j].act.q + b * kChunk + 64 * c);
     }
   }
 
@@ -190,7 +168,11 @@ struct SuperFew {
   template <bool kWhole>
   static void span(const std::uint8_t* p, std::int64_t b, int n, Column* columns, Sums& sums) {
     const std::uint8_t* first = p + b * T::kBytes;
-    sums_of(first, n, b, 0, columns, sums);
+    if constexpr (T::kHasFew) {
+      few_sums(first, n, b, 0, columns, sums);
+    } else {
+      for (int i = 0; i < n; ++i) block_sums(first + i * T::kBytes, b + i, i, columns, sums);
+    }
     const auto at = [&](int i) { return first + (kWhole || i < n ? i : 0) * T::kBytes; };
     for (int j = 0; j < kCols; ++j) {
       const float* scale = columns[j].act.scale + b;
@@ -221,7 +203,16 @@ struct SuperFew {
                          std::int64_t c, const Column* columns, Sums& sums) {
     const std::uint8_t* first = job.weight + static_cast<std::size_t>(r) * job.weight_row_bytes;
     const int n = n_rows * n_blocks;
-    sums_of(first, n, 0, n_blocks, columns, sums);
+    if constexpr (T::kHasFew) {
+      few_sums(first, n, 0, n_blocks, columns, sums);
+    } else {
+      const std::uint8_t* p = first;
+      for (int i = 0, slot = 0; i < n_rows; ++i) {
+        for (int b = 0; b < n_blocks; ++b, ++slot, p += T::kBytes) {
+          block_sums(p, b, slot, columns, sums);
+        }
+      }
+    }
     const auto at = [&](int i) { return first + (i < n ? i : 0) * T::kBytes; };
     for (int j = 0; j < kCols; ++j) {
       // All rows add up at once: a row's total comes to stand where its first product stood.
