@@ -181,6 +181,7 @@ struct PointPairs {
 
 struct FewIQ3XXS : IQ3XXS<Ints> {
   static constexpr bool kHasFew = true;
+
   template <int c>
   [[gnu::always_inline]] static B magnitudes(const Block& b) {
     return PointPairs::points(b.qs + 16 * c);
@@ -198,6 +199,7 @@ struct FewIQ3XXS : IQ3XXS<Ints> {
 
 struct FewIQ3S : IQ3S<Ints> {
   static constexpr bool kHasFew = true;
+
   struct Few : SignedFew<FewIQ3S> {
     [[gnu::always_inline]] explicit Few(const Block& b)
         : SignedFew{&b,
@@ -206,6 +208,7 @@ struct FewIQ3S : IQ3S<Ints> {
   };
 };
 
+// What x86/few_iq1.h needs beside Ints.
 struct FewParts {
   using Scales = avx2::Scales;
   using EightTimes = Twice;

@@ -141,9 +141,9 @@ struct Ints {
   }
   [[gnu::always_inline]] static B points8(const std::uint64_t* grid, const std::uint32_t (&i)[8]) {
     const auto two = [&](int j) {  // a load each, the second one joined to the first by it
-      const __m128d first = _mm_load_sd(reinterpret_cast<const double*>(grid + i[j]));
-      return _mm_castpd_si128(
-          _mm_loadh_pd(first, reinterpret_cast<const double*>(grid + i[j + 1])));
+      const __m128i first = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(grid + i[j]));
+      return _mm_castps_si128(
+          _mm_loadh_pi(_mm_castsi128_ps(first), reinterpret_cast<const __m64*>(grid + i[j + 1])));
     };
     const __m512i low = _mm512_castsi256_si512(_mm256_set_m128i(two(2), two(0)));
     return _mm512_inserti64x4(low, _mm256_set_m128i(two(6), two(4)), 1);
