@@ -124,9 +124,12 @@ struct Ints {
             offset_signed_of(x.hi, static_cast<std::uint32_t>(mask >> 32), offset)};
   }
   [[gnu::always_inline]] static B points8(const std::uint64_t* grid, const std::uint32_t (&i)[8]) {
-    const auto at = [&](int j) { return static_cast<long long>(grid[i[j]]); };
-    return {_mm256_set_epi64x(at(3), at(2), at(1), at(0)),
-            _mm256_set_epi64x(at(7), at(6), at(5), at(4))};
+    const auto two = [&](int j) {  // a load each, the second one joined to the first by it
+      const __m128i first = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(grid + i[j]));
+      return _mm_castps_si128(
+          _mm_loadh_pi(_mm_castsi128_ps(first), reinterpret_cast<const __m64*>(grid + i[j + 1])));
+    };
+    return {_mm256_set_m128i(two(2), two(0)), _mm256_set_m128i(two(6), two(4))};
   }
   [[gnu::always_inline]] static B points4(const std::uint32_t* grid, const std::uint32_t (&i)[16]) {
     const auto at = [&](int j) { return static_cast<int>(grid[i[j]]); };
@@ -150,18 +153,20 @@ struct Ints {
   struct Scales {
     __m256i low;
     __m256i high;
+
+    // Those of the two groups of values 32 g .. 32 g + 31, one per 128 bits.
+    template <int g>
+    __m256i at() const {
+      constexpr long long kFirst = 0x0100010001000100 + g % 4 * 4 * 0x0101010101010101;
+      constexpr long long kSecond = kFirst + 0x0202020202020202;
+      return _mm256_shuffle_epi8(g < 4 ? low : high,
+                                 _mm256_setr_epi64x(kFirst, kFirst, kSecond, kSecond));
+    }
   };
   static Scales expand(__m128i scales) {
     const __m256i words = _mm256_cvtepi8_epi16(scales);
     return {_mm256_permute2x128_si256(words, words, 0x00),
             _mm256_permute2x128_si256(words, words, 0x11)};
-  }
-  // Those of groups g and g + 1 of eight, one per 128 bits.
-  template <int g>
-  static __m256i two_scales(__m256i eight) {
-    constexpr long long kFirst = 0x0100010001000100 + 2 * g * 0x0101010101010101;
-    constexpr long long kSecond = kFirst + 0x0202020202020202;
-    return _mm256_shuffle_epi8(eight, _mm256_setr_epi64x(kFirst, kFirst, kSecond, kSecond));
   }
   static Acc zero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
   static __m256i add_pairs(__m256i acc, __m256i a, __m256i b) {
@@ -185,20 +190,18 @@ struct Ints {
   // acc + quarter c of a super-block: values w, activations at a, sub-scales s.
   template <int c>
   static Acc step(Acc acc, B w, const std::int8_t* a, Scales s) {
-    const __m256i eight = c < 2 ? s.low : s.high;
-    return {add_pairs(acc.lo, _mm256_maddubs_epi16(w.lo, load256(a)), two_scales<c % 2 * 4>(eight)),
-            add_pairs(acc.hi, _mm256_maddubs_epi16(w.hi, load256(a + 32)),
-                      two_scales<c % 2 * 4 + 2>(eight))};
+    return step_of<c>(acc, w, load64(a), s);
   }
   template <int c>
   static Acc step_wide(Acc acc, B w, const std::int8_t* a, Scales s) {
-    const __m256i eight = c < 2 ? s.low : s.high;
-    const __m256i a_lo = _mm256_sign_epi8(load256(a), w.lo);
-    const __m256i a_hi = _mm256_sign_epi8(load256(a + 32), w.hi);
-    return {add_pairs(acc.lo, _mm256_maddubs_epi16(_mm256_abs_epi8(w.lo), a_lo),
-                      two_scales<c % 2 * 4>(eight)),
-            add_pairs(acc.hi, _mm256_maddubs_epi16(_mm256_abs_epi8(w.hi), a_hi),
-                      two_scales<c % 2 * 4 + 2>(eight))};
+    const B signed_a = {_mm256_sign_epi8(load256(a), w.lo),
+                        _mm256_sign_epi8(load256(a + 32), w.hi)};
+    return step_of<c>(acc, {_mm256_abs_epi8(w.lo), _mm256_abs_epi8(w.hi)}, signed_a, s);
+  }
+  template <int c, class AnyScales>
+  static Acc step_of(Acc acc, B w, B a, const AnyScales& s) {
+    return {add_pairs(acc.lo, _mm256_maddubs_epi16(w.lo, a.lo), s.template at<2 * c>()),
+            add_pairs(acc.hi, _mm256_maddubs_epi16(w.hi, a.hi), s.template at<2 * c + 1>())};
   }
   static __m256i fold(Acc x) { return _mm256_add_epi32(x.lo, x.hi); }
   // Four accumulators of 64 values, each two blocks of 32 -> the eight dot products in order.

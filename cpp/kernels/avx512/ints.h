@@ -84,10 +84,13 @@ struct Ints {
   static B times8(B x) { return _mm512_and_si512(_mm512_slli_epi16(x, 3), set1(0xF8)); }
   // Byte i eight times, at 8 i.
   static B eight_times(std::uint64_t bytes) {
+    return eight_times_of(_mm512_set1_epi64(static_cast<long long>(bytes)));
+  }
+  static B eight_times_of(B copies) {  // of the eight bytes
     const __m512i order = _mm512_set_epi64(
         0x0707070707070707, 0x0606060606060606, 0x0505050505050505, 0x0404040404040404,
         0x0303030303030303, 0x0202020202020202, 0x0101010101010101, 0);
-    return _mm512_shuffle_epi8(_mm512_set1_epi64(static_cast<long long>(bytes)), order);
+    return _mm512_shuffle_epi8(copies, order);
   }
   // Of each byte, the bits under `mask` after moving bit `from_low` (in the low 32 bytes) or
   // `from_high` (in the high ones) to bit `to`.
@@ -137,8 +140,13 @@ struct Ints {
     return _mm512_mask_sub_epi8(_mm512_add_epi8(o, x), mask, o, x);
   }
   [[gnu::always_inline]] static B points8(const std::uint64_t* grid, const std::uint32_t (&i)[8]) {
-    const auto at = [&](int j) { return static_cast<long long>(grid[i[j]]); };
-    return _mm512_set_epi64(at(7), at(6), at(5), at(4), at(3), at(2), at(1), at(0));
+    const auto two = [&](int j) {  // a load each, the second one joined to the first by it
+      const __m128i first = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(grid + i[j]));
+      return _mm_castps_si128(
+          _mm_loadh_pi(_mm_castsi128_ps(first), reinterpret_cast<const __m64*>(grid + i[j + 1])));
+    };
+    const __m512i low = _mm512_castsi256_si512(_mm256_set_m128i(two(2), two(0)));
+    return _mm512_inserti64x4(low, _mm256_set_m128i(two(6), two(4)), 1);
   }
   [[gnu::always_inline]] static B points4(const std::uint32_t* grid, const std::uint32_t (&i)[16]) {
     const auto at = [&](int j) { return static_cast<int>(grid[i[j]]); };
@@ -204,6 +212,10 @@ struct Ints {
   template <int c>
   static Acc step(Acc acc, B w, const std::int8_t* a, Scales s) {
     return add_pairs(acc, _mm512_maddubs_epi16(w, load64(a)), quarter_scales<c>(s));
+  }
+  template <int c, class SomeScales>  // the same with another form of sub-scales
+  static Acc step_of(Acc acc, B w, B a, const SomeScales& s) {
+    return add_pairs(acc, _mm512_maddubs_epi16(w, a), s.template quarter<c>());
   }
   template <int c>
   static Acc step_wide(Acc acc, B w, const std::int8_t* a, Scales s) {
@@ -391,6 +403,33 @@ struct Ints {
     store64(out, _mm512_mullo_epi16(_mm512_cvtepi8_epi16(bytes),
                                     _mm512_set1_epi16(static_cast<short>(factor))));
   }
+};
+
+// What x86/few_iq1.h needs beside Ints.
+struct FewParts {
+  struct Scales {
+    Ints::Scales words;
+
+    // From eight 32-bit numbers below 2^15, one per 32 values.
+    static Scales of_eight(__m256i scales) {
+      return of_sixteen(_mm256_or_si256(scales, _mm256_slli_epi32(scales, 16)));
+    }
+    static Scales of_sixteen(__m256i words) { return {_mm512_castsi256_si512(words)}; }
+    template <int c>
+    __m512i quarter() const {
+      return Ints::quarter_scales<c>(words);
+    }
+  };
+  struct EightTimes {
+    __m512i bytes;
+
+    static EightTimes of(__m256i x) { return {_mm512_castsi256_si512(x)}; }
+    // Bytes 8 c .. 8 c + 7, each eight times.
+    template <int c>
+    __m512i quarter() const {
+      return Ints::eight_times_of(_mm512_permutexvar_epi64(_mm512_set1_epi64(c), bytes));
+    }
+  };
 };
 
 }  // namespace moesaic::kernels::MOESAIC_AVX512_NAMESPACE

@@ -68,6 +68,20 @@ struct SixteenRows {
     const I moved = shift == 0 ? packed : _mm512_srli_epi32(packed, shift);
     return _mm512_ternarylogic_epi32(moved, Ints::set1(3), part, 0xEA);  // moved & 3 | part
   }
+  // each<h, j>() for values 128 h + 32 j .. 128 h + 32 j + 31: bits 2 j, 2 j + 1 of bytes 32 h ..
+  // 32 h + 31.
+  template <class Each>
+  [[gnu::always_inline]] static void all_quarters(const Each& each) {
+    four_quarters<0>(each);
+    four_quarters<1>(each);
+  }
+  template <int h, class Each>
+  [[gnu::always_inline]] static void four_quarters(const Each& each) {
+    each.template operator()<h, 0>();
+    each.template operator()<h, 1>();
+    each.template operator()<h, 2>();
+    each.template operator()<h, 3>();
+  }
   static void put(void* out, I x) { _mm512_store_si512(out, x); }
 };
 
@@ -97,8 +111,7 @@ struct PanelQ2K : Q2K<Ints> {
       SixteenRows::put(out.pair[2 * g + 1],
                        pair(_mm512_srli_epi32(x, 20), _mm512_srli_epi32(x, 12)));
     }
-    half<0>(packed, nibbles, out.value);
-    half<1>(packed, nibbles, out.value);
+    SixteenRows::all_quarters([&]<int h, int j>() { quarter<h, j>(packed, nibbles, out.value); });
 
     alignas(64) std::uint32_t floats[16];
     for (int i = 0; i < 16; ++i) std::memcpy(floats + i, &block(i).d, 4);
@@ -108,15 +121,6 @@ struct PanelQ2K : Q2K<Ints> {
   }
 
  private:
-  // Values 128 h .. 128 h + 127 lie in bytes 32 h .. 32 h + 31, 32 of them in bits 2 j, 2 j + 1.
-  template <int h, class Values>
-  [[gnu::always_inline]] static void half(const __m512i* packed, const __m512i* nibbles,
-                                          Values& value) {
-    quarter<h, 0>(packed, nibbles, value);
-    quarter<h, 1>(packed, nibbles, value);
-    quarter<h, 2>(packed, nibbles, value);
-    quarter<h, 3>(packed, nibbles, value);
-  }
   template <int h, int j, class Values>
   [[gnu::always_inline]] static void quarter(const __m512i* packed, const __m512i* nibbles,
                                              Values& value) {
@@ -151,22 +155,14 @@ struct PanelQ3K : FastQ3K {
     SixteenRows::eight_dwords([&](int i) { return block(i).hmask; }, high);
     I scales[4];
     SixteenRows::four_dwords([&](int i) { return stored_scales(block(i)); }, scales);
-    half<0>(packed, high, scales, out.value);
-    half<1>(packed, high, scales, out.value);
+    SixteenRows::all_quarters(
+        [&]<int h, int j>() { quarter<h, j>(packed, high, scales, out.value); });
     alignas(32) std::uint16_t d[16];
     for (int i = 0; i < 16; ++i) d[i] = block(i).d;
     Ints::store_floats(d, -kFactor, out.d);
   }
 
  private:
-  template <int h, class Values>
-  [[gnu::always_inline]] static void half(const __m512i* packed, const __m512i* high,
-                                          const __m512i* scales, Values& value) {
-    quarter<h, 0>(packed, high, scales, value);
-    quarter<h, 1>(packed, high, scales, value);
-    quarter<h, 2>(packed, high, scales, value);
-    quarter<h, 3>(packed, high, scales, value);
-  }
   // 128 - (value - 4) scale, the value's third bit being bit 4 h + j of hmask. With u the stored
   // scale, 32 more than the scale: without that bit, of the lower two bits v, this is
   // (4 - v) u + 32 v; with it, 4 u - 128 less, modulo 256.

@@ -88,6 +88,45 @@ struct SuperFew {
     }
   }
 
+  // The same of n blocks lying one after the other, in the form that their type has for few
+  // columns, all of it in line: registers by way of memory cost more than what they carry. The
+  // first block meets chunk b of the activations; after chunk n_chunks - 1 comes 0 again.
+  [[gnu::always_inline]] static void few_sums(const std::uint8_t* p, int n, std::int64_t b,
+                                              std::int64_t n_chunks, const Column* columns,
+                                              Sums& sums) {
+    using Few = typename T::Few;
+    Few next(block_at(p));
+    for (int slot = 0; slot < n; ++slot, p += T::kBytes) {
+      const Few few = next;
+      // One ahead: signs and scales are many steps away from their block, points only two.
+      if (slot + 1 < n) next = Few(block_at(p + T::kBytes));
+      fetch_ahead(p, T::kBytes);
+      typename X::Acc acc[kCols];
+      for (auto& a : acc) a = X::zero();
+      few_quarter<0>(few, columns, b, acc);
+      few_quarter<1>(few, columns, b, acc);
+      few_quarter<2>(few, columns, b, acc);
+      few_quarter<3>(few, columns, b, acc);
+      for (int j = 0; j < kCols; ++j) {
+        __m256i isum = X::fold(acc[j]);
+        if constexpr (Few::kOffset != 0) {
+          const __m256i group_sums = X::load256(columns[j].act.sum + b * (kChunk / kSumGroup));
+          isum = _mm256_add_epi32(isum, _mm256_madd_epi16(few.factors(), group_sums));
+        }
+        _mm256_store_si256(reinterpret_cast<__m256i*>(sums.isum[j][slot]), isum);
+      }
+      if (++b == n_chunks) b = 0;
+    }
+  }
+  template <int c, class Few>
+  [[gnu::always_inline]] static void few_quarter(const Few& few, const Column* columns,
+                                                 std::int64_t b, typename X::Acc* acc) {
+    const typename X::B w = few.template values<c>();
+    for (int j = 0; j < kCols; ++j) {
+      acc[j] = few.template step<c>(acc[j], w, columns[j].act.q + b * kChunk + 64 * c);
+    }
+  }
+
   // Scale times dot product of the eight groups of 32, for types that are unpacked by quads.
   static void quad_sums(const typename T::Block& block, const Column* columns, std::int64_t b,
                         __m256i* isum) {
@@ -129,7 +168,11 @@ struct SuperFew {
   template <bool kWhole>
   static void span(const std::uint8_t* p, std::int64_t b, int n, Column* columns, Sums& sums) {
     const std::uint8_t* first = p + b * T::kBytes;
-    for (int i = 0; i < n; ++i) block_sums(first + i * T::kBytes, b + i, i, columns, sums);
+    if constexpr (T::kHasFew) {
+      few_sums(first, n, b, 0, columns, sums);
+    } else {
+      for (int i = 0; i < n; ++i) block_sums(first + i * T::kBytes, b + i, i, columns, sums);
+    }
     const auto at = [&](int i) { return first + (kWhole || i < n ? i : 0) * T::kBytes; };
     for (int j = 0; j < kCols; ++j) {
       const float* scale = columns[j].act.scale + b;
@@ -160,10 +203,14 @@ struct SuperFew {
                          std::int64_t c, const Column* columns, Sums& sums) {
     const std::uint8_t* first = job.weight + static_cast<std::size_t>(r) * job.weight_row_bytes;
     const int n = n_rows * n_blocks;
-    const std::uint8_t* p = first;
-    for (int i = 0, slot = 0; i < n_rows; ++i) {
-      for (int b = 0; b < n_blocks; ++b, ++slot, p += T::kBytes) {
-        block_sums(p, b, slot, columns, sums);
+    if constexpr (T::kHasFew) {
+      few_sums(first, n, 0, n_blocks, columns, sums);
+    } else {
+      const std::uint8_t* p = first;
+      for (int i = 0, slot = 0; i < n_rows; ++i) {
+        for (int b = 0; b < n_blocks; ++b, ++slot, p += T::kBytes) {
+          block_sums(p, b, slot, columns, sums);
+        }
       }
     }
     const auto at = [&](int i) { return first + (i < n ? i : 0) * T::kBytes; };

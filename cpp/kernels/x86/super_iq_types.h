@@ -35,17 +35,21 @@ struct IQ2XXS : SignedPoints<X, quant::BlockIQ2_XXS, quant::Qtype::kIQ2_XXS> {
   static constexpr float kFactor = 0.125F;
 
   template <int c>
-  static B values(const Block& b, const Head&) {
-    const auto first = Base::template word<std::uint64_t>(b.qs + 8 * c);
-    const auto second = Base::template word<std::uint64_t>(b.qs + 8 * c + 4);
+  [[gnu::always_inline]] static B magnitudes(const Block& b) {
+    const auto* qs = reinterpret_cast<const std::uint8_t*>(&b) + offsetof(Block, qs) + 16 * c;
     std::uint32_t index[8];
     for (int i = 0; i < 4; ++i) {
-      index[i] = static_cast<std::uint8_t>(first >> (8 * i));
-      index[4 + i] = static_cast<std::uint8_t>(second >> (8 * i));
+      index[i] = qs[i];
+      index[4 + i] = qs[8 + i];
     }
-    return X::offset_signed(X::points8(quant::kIq2xxsGrid.data(), index),
-                            Base::even_signs(static_cast<std::uint32_t>(first >> 32),
-                                             static_cast<std::uint32_t>(second >> 32)),
+    return X::points8(quant::kIq2xxsGrid.data(), index);
+  }
+  template <int c>
+  static B values(const Block& b, const Head&) {
+    const auto* words = b.qs + 8 * c;
+    return X::offset_signed(magnitudes<c>(b),
+                            Base::even_signs(Base::template word<std::uint32_t>(words + 2),
+                                             Base::template word<std::uint32_t>(words + 6)),
                             Base::kOffset);
   }
   static __m128i scales(const Block& b) {
@@ -65,14 +69,17 @@ struct IQ2XS : SignedPoints<X, quant::BlockIQ2_XS, quant::Qtype::kIQ2_XS> {
   static constexpr float kFactor = 0.125F;
 
   template <int c>
-  static B values(const Block& b, const Head&) {
+  [[gnu::always_inline]] static B magnitudes(const Block& b) {
     std::uint32_t index[8];
     for (int i = 0; i < 8; ++i) index[i] = b.qs[8 * c + i] & 511U;
+    return X::points8(quant::kIq2xsGrid.data(), index);
+  }
+  template <int c>
+  static B values(const Block& b, const Head&) {
     const __m128i signs = _mm_srli_epi16(X::load128(b.qs + 8 * c), 9);
     const auto bytes =
         static_cast<std::uint64_t>(_mm_cvtsi128_si64(_mm_packus_epi16(signs, signs)));
-    return X::offset_signed(X::points8(quant::kIq2xsGrid.data(), index), Base::even_bytes(bytes),
-                            Base::kOffset);
+    return X::offset_signed(magnitudes<c>(b), Base::even_bytes(bytes), Base::kOffset);
   }
   static __m128i scales(const Block& b) {
     return Base::odd(Base::nibbles16(Base::template word<std::uint64_t>(b.scales)));
@@ -88,12 +95,16 @@ struct IQ2S : SignedPoints<X, quant::BlockIQ2_S, quant::Qtype::kIQ2_S> {
   static constexpr float kFactor = 0.125F;
 
   template <int c>
-  static B values(const Block& b, const Head&) {
+  [[gnu::always_inline]] static B magnitudes(const Block& b) {
     std::uint32_t index[8];
     const std::uint32_t high = b.qh[2 * c] | (static_cast<std::uint32_t>(b.qh[2 * c + 1]) << 8);
     for (int i = 0; i < 8; ++i) index[i] = b.qs[8 * c + i] | (((high >> (2 * i)) & 3U) << 8);
-    return X::offset_signed(X::points8(quant::kIq2sGrid.data(), index),
-                            Base::template word<std::uint64_t>(b.signs + 8 * c), Base::kOffset);
+    return X::points8(quant::kIq2sGrid.data(), index);
+  }
+  template <int c>
+  static B values(const Block& b, const Head&) {
+    return X::offset_signed(magnitudes<c>(b), Base::template word<std::uint64_t>(b.signs + 8 * c),
+                            Base::kOffset);
   }
   static __m128i scales(const Block& b) {
     return Base::odd(Base::nibbles16(Base::template word<std::uint64_t>(b.scales)));
@@ -110,11 +121,15 @@ struct IQ3XXS : SignedPoints<X, quant::BlockIQ3_XXS, quant::Qtype::kIQ3_XXS> {
   static constexpr float kFactor = 0.25F;
 
   template <int c>
-  static B values(const Block& b, const Head&) {
+  [[gnu::always_inline]] static B magnitudes(const Block& b) {
     std::uint32_t index[16];
     for (int i = 0; i < 16; ++i) index[i] = b.qs[16 * c + i];
+    return X::points4(quant::kIq3xxsGrid.data(), index);
+  }
+  template <int c>
+  static B values(const Block& b, const Head&) {
     const auto* signs = reinterpret_cast<const std::uint8_t*>(&b) + offsetof(Block, signs) + 8 * c;
-    return X::offset_signed(X::points4(quant::kIq3xxsGrid.data(), index),
+    return X::offset_signed(magnitudes<c>(b),
                             Base::even_signs(Base::template word<std::uint32_t>(signs),
                                              Base::template word<std::uint32_t>(signs + 4)),
                             Base::kOffset);
@@ -138,12 +153,16 @@ struct IQ3S : SignedPoints<X, quant::BlockIQ3_S, quant::Qtype::kIQ3_S> {
   static constexpr int kGroup = 32;
 
   template <int c>
-  static B values(const Block& b, const Head&) {
+  [[gnu::always_inline]] static B magnitudes(const Block& b) {
     std::uint32_t index[16];
     const std::uint32_t high = b.qh[2 * c] | (static_cast<std::uint32_t>(b.qh[2 * c + 1]) << 8);
     for (int i = 0; i < 16; ++i) index[i] = b.qs[16 * c + i] | (((high >> i) & 1U) << 8);
-    return X::offset_signed(X::points4(quant::kIq3sGrid.data(), index),
-                            Base::template word<std::uint64_t>(b.signs + 8 * c), Base::kOffset);
+    return X::points4(quant::kIq3sGrid.data(), index);
+  }
+  template <int c>
+  static B values(const Block& b, const Head&) {
+    return X::offset_signed(magnitudes<c>(b), Base::template word<std::uint64_t>(b.signs + 8 * c),
+                            Base::kOffset);
   }
   static __m128i scales(const Block& b) {
     const __m128i nibbles = Base::nibbles16(Base::template word<std::uint32_t>(b.scales));
@@ -151,12 +170,25 @@ struct IQ3S : SignedPoints<X, quant::BlockIQ3_S, quant::Qtype::kIQ3_S> {
   }
 };
 
+// The points of eight 16-bit indices.
+template <class X>
+[[gnu::always_inline]] inline typename X::B indexed_points(const std::uint64_t* grid,
+                                                           std::uint64_t first,
+                                                           std::uint64_t second) {
+  std::uint32_t index[8];
+  for (int i = 0; i < 4; ++i) {
+    index[i] = static_cast<std::uint16_t>(first >> (16 * i));
+    index[4 + i] = static_cast<std::uint16_t>(second >> (16 * i));
+  }
+  return X::points8(grid, index);
+}
+
 // 8 point + delta (+-1) + 16, from points of -1, 0, 1; byte i of `negative` is 1 where the delta of
 // point i is -1, else 0.
 template <class X>
-[[gnu::always_inline]] inline typename X::B moved_points(const std::uint32_t (&index)[8],
+[[gnu::always_inline]] inline typename X::B moved_points(std::uint64_t first, std::uint64_t second,
                                                          std::uint64_t negative) {
-  const typename X::B points = X::points8(quant::kIq1sGrid.data(), index);
+  const typename X::B points = indexed_points<X>(quant::kIq1sGrid.data(), first, second);
   return X::add(X::times8(points), X::eight_times(0x1111111111111111ULL - 2 * negative));
 }
 
@@ -172,15 +204,14 @@ struct IQ1S : SuperTypeBase<X, quant::BlockIQ1_S, quant::Qtype::kIQ1_S> {
   static constexpr float kFactor = 0.125F;
 
   template <int c>
-  static B values(const Block& b, const Head&) {
-    std::uint32_t index[8];
-    const std::uint32_t first = b.qh[2 * c];
-    const std::uint32_t second = b.qh[2 * c + 1];
-    for (int i = 0; i < 4; ++i) {
-      index[i] = b.qs[8 * c + i] | (((first >> (3 * i)) & 7U) << 8);
-      index[4 + i] = b.qs[8 * c + 4 + i] | (((second >> (3 * i)) & 7U) << 8);
-    }
-    return moved_points<X>(index, four_times(first >> 15, second >> 15));
+  [[gnu::always_inline]] static B values(const Block& b, const Head&) {
+    return moved_points<X>(indices(b, 2 * c), indices(b, 2 * c + 1),
+                           four_times(b.qh[2 * c] >> 15, b.qh[2 * c + 1] >> 15));
+  }
+  // Those of the four points of group g, 16 bits each.
+  [[gnu::always_inline]] static std::uint64_t indices(const Block& b, int g) {
+    return _pdep_u64(Base::template word<std::uint32_t>(b.qs + 4 * g), 0x00FF00FF00FF00FFULL) |
+           _pdep_u64(b.qh[g], 0x0700070007000700ULL);
   }
   // Bytes of four times one bit and four times another.
   static std::uint64_t four_times(std::uint32_t first, std::uint32_t second) {
@@ -204,12 +235,16 @@ struct IQ1M : SuperTypeBase<X, quant::BlockIQ1_M, quant::Qtype::kIQ1_M> {
   static constexpr float kFactor = 0.125F;
 
   template <int c>
-  static B values(const Block& b, const Head&) {
-    std::uint32_t index[8];
-    const auto high = Base::template word<std::uint32_t>(b.qh + 4 * c);
-    for (int i = 0; i < 8; ++i) index[i] = b.qs[8 * c + i] | (((high >> (4 * i)) & 7U) << 8);
-    const std::uint64_t deltas = _pext_u32(high, 0x88888888U);
-    return moved_points<X>(index, _pdep_u64(deltas, 0x0101010101010101ULL));
+  [[gnu::always_inline]] static B values(const Block& b, const Head&) {
+    const auto deltas = _pext_u32(Base::template word<std::uint32_t>(b.qh + 4 * c), 0x88888888U);
+    return moved_points<X>(indices(b, 2 * c), indices(b, 2 * c + 1),
+                           _pdep_u64(deltas, 0x0101010101010101ULL));
+  }
+  // Those of the four points of values 32 g .. 32 g + 31, 16 bits each.
+  [[gnu::always_inline]] static std::uint64_t indices(const Block& b, int g) {
+    return _pdep_u64(Base::template word<std::uint32_t>(b.qs + 4 * g), 0x00FF00FF00FF00FFULL) |
+           _pdep_u64(Base::template word<std::uint16_t>(b.qh + 2 * g) & 0x7777U,
+                     0x0F000F000F000F00ULL);
   }
   static __m128i scales(const Block& b) {
     const auto all = Base::template word<std::uint64_t>(b.scales);

@@ -22,6 +22,8 @@
 //   kManyFrom            columns from which panels are faster, where not X::kManyFrom
 //   kQuads               it unpacks four groups of 32 at a time for few columns: unpack_quad(),
 //                        group_scales() (avx512vnni/nibbles.h)
+//   kHasFew              it has a form of its own for few columns: Few, made from a block
+//                        (avx2/lattice.h)
 #pragma once
 
 #include <immintrin.h>
@@ -59,6 +61,7 @@ struct SuperTypeBase {
   static constexpr bool kWide = false;
   static constexpr bool kScaled = true;
   static constexpr bool kQuads = false;
+  static constexpr bool kHasFew = false;
   static constexpr bool kFillsPanels = false;
   static constexpr int kManyFrom = 0;
   static constexpr bool kFoldable = false;
