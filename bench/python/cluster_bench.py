@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -69,11 +70,16 @@ def decode(model: moesaic.Model, prompts: Prompts) -> float:
 
 
 def interleaved(engines: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
-    """Each engine once per repetition, in turn."""
+    """Each engine once per repetition, another one first each time.
+
+    Whoever runs behind llama.cpp's servers is slower for a while.
+    """
     runs: dict[str, list[float]] = {name: [] for name in engines}
+    order = list(engines)
     for _ in range(repeats):
-        for name, run in engines.items():
-            runs[name].append(run())
+        for name in order:
+            runs[name].append(engines[name]())
+        order.append(order.pop(0))
     return runs
 
 
@@ -91,11 +97,11 @@ def ceiling(
     n micro-batches take n + 1 turns of half the time each, and no turn is faster than two
     processes that know nothing of each other.
     """
-    n = PROMPT / micro_batch
+    n = math.ceil(PROMPT / micro_batch)
     alone = statistics.median(runs["1 worker"])
     kept = statistics.median(twin) / alone
     emit(rows, "prefill, one of two single workers at once / alone", kept, "")
-    emit(rows, "ceiling of 2 workers / 1 worker", 2 * n / (n + 1) * kept, "", of=f"n = {n:.1f}")
+    emit(rows, "ceiling of 2 workers / 1 worker", 2 * n / (n + 1) * kept, "", n=n)
 
 
 def report(
