@@ -5,12 +5,12 @@
     python bench/python/compare.py --show ROWS.jsonl [--plot OUT.png]
 
 Per thread count: decode of 64 tokens at depth 0 and 4,096; prefill of 512, 2,048 and 8,192 tokens
-(and so the time to
-the first token). Each repetition measures a figure with one engine and at once with the other;
-medians are compared.
-llama.cpp runs with and without flash attention in the first repetition, then with the better of
-the two. One JSON line
-per figure, with the machine's read bandwidth measured between the two, then a table.
+(and so the time to the first token). Each repetition measures a figure with one engine and at once
+with the other; medians are compared. llama.cpp runs with and without flash attention in the first
+repetition, then with the better of the two. One JSON line per figure, then a table, with Moesaic's
+share of the machine's ceiling of the same minute: for decode, memory's read bandwidth (weights that
+a token reads; the KV cache is not counted); for prefill, int8 products (with weights; attention is
+not counted), if bench_kernels is built (``./dev bench``) or BENCH_KERNELS names it.
 """
 
 from __future__ import annotations
@@ -71,6 +71,24 @@ def read_bandwidth(threads: int) -> float:
     return best
 
 
+def int8_peak(threads: int) -> float | None:
+    """Int8 operations/s of that many cores at once, in bare loops (bench/cpp)."""
+    built = Path(__file__).resolve().parents[2] / "build" / "release" / "bench_kernels"
+    binary = os.environ.get("BENCH_KERNELS", str(built))
+    if not Path(binary).exists():
+        return None
+    command = [binary, "--type", "none"]
+    runs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(threads)]
+    peaks: list[float] = []
+    for run in runs:
+        assert run.stdout is not None
+        peaks.append(json.loads(run.stdout.readline())["int8_gop_per_s"] * 1e9)
+    for run in runs:
+        run.kill()
+        run.communicate()
+    return sum(peaks)
+
+
 class Moesaic:
     """A process of ours that loads the model once and measures on request."""
 
@@ -80,6 +98,11 @@ class Moesaic:
         env = os.environ | ({"MOESAIC_ISA": isa} if isa else {})
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
+        )
+        assert self._process.stdout is not None
+        # Of weights: bytes that a token of decode reads, operations that any token takes.
+        self.bytes_per_token, self.ops_per_token = map(
+            float, self._process.stdout.readline().split()
         )
 
     def tokens_per_s(self, figure: Figure) -> float:
@@ -96,12 +119,25 @@ class Moesaic:
         self._process.wait(timeout=60)
 
 
+def ops_per_token(model: Any) -> float:
+    """Products and sums of one row with the weights that work on it; the head is for the last."""
+    c = model.config
+    ops = 0.0
+    for name, tensor in model.tensors.items():
+        if name not in ("token_embd.weight", "output.weight") and len(tensor.shape) > 1:
+            share = c.n_active / c.n_experts if "_exps." in name and c.n_experts else 1.0
+            ops += 2 * float(np.prod(tensor.shape)) * share
+    return ops
+
+
 def worker(model_path: str, threads: int, n_ctx: int) -> None:
     """The measuring process: lines of three numbers in, a rate out."""
     import moesaic
+    from moesaic.cli.bench import weights_per_token
 
     rng = np.random.default_rng(0)
     model = moesaic.Model(model_path, n_ctx=n_ctx, threads=threads, progress=False)
+    print(weights_per_token(model), ops_per_token(model), flush=True)
 
     def prompt(n: int) -> list[int]:
         # Fresh tokens every time: an equal prefix would be taken from the cache.
@@ -127,7 +163,7 @@ def measure(args: argparse.Namespace, model: Path, threads: int) -> list[dict[st
     ours = Moesaic(model, threads, max(f.n_ctx for f in figures), "avx2" if args.avx2 else None)
     rows = []
     for figure in figures:
-        options = {"threads": threads, "prompt": figure.prompt}
+        options: dict[str, Any] = {"threads": threads, "prompt": figure.prompt}
         options |= {"generate": figure.generate, "depth": figure.depth}
         by_flash = {
             flash: llama_cpp.tokens_per_s(peer, model, **options, flash_attention=flash)
@@ -138,7 +174,7 @@ def measure(args: argparse.Namespace, model: Path, threads: int) -> list[dict[st
         for _ in range(args.repeats - 1):
             theirs.append(llama_cpp.tokens_per_s(peer, model, **options, flash_attention=flash))
             mine.append(ours.tokens_per_s(figure))
-        row = {
+        row: dict[str, Any] = {
             "model": model.stem,
             "figure": figure.name,
             "threads": threads,
@@ -151,6 +187,12 @@ def measure(args: argparse.Namespace, model: Path, threads: int) -> list[dict[st
             "llama_runs": [round(x, 1) for x in theirs],
             "read_gb_per_s": round(read_bandwidth(threads), 1),
         }
+        mine_per_s = row["moesaic_tokens_per_s"]
+        if figure.generate:
+            row["share"] = round(ours.bytes_per_token * mine_per_s / row["read_gb_per_s"] / 1e9, 2)
+        elif peak := int8_peak(threads):
+            row["int8_gop_per_s"] = round(peak / 1e9)
+            row["share"] = round(ours.ops_per_token * mine_per_s / peak, 2)
         if figure.prompt:
             row["time_to_first_token_s"] = round(figure.prompt / row["moesaic_tokens_per_s"], 3)
         print(json.dumps(row), flush=True)
@@ -162,15 +204,23 @@ def measure(args: argparse.Namespace, model: Path, threads: int) -> list[dict[st
     return rows
 
 
+def ceiling_of(row: dict[str, Any]) -> str:
+    """What the share in a row is of."""
+    if "int8_gop_per_s" in row:
+        return f"{row['int8_gop_per_s']:,} GOP/s"
+    return f"{row['read_gb_per_s']:.1f} GB/s" if "share" in row else ""
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the rows as a Markdown table."""
     lines = [
-        "| model | figure | threads | Moesaic tok/s | llama.cpp tok/s | ratio | read GB/s |",
-        "|---|---|---:|---:|---:|---:|---:|",
+        "| model | figure | threads | Moesaic tok/s | llama.cpp tok/s | ratio | ceiling | share |",
+        "|---|---|---:|---:|---:|---:|---|---:|",
     ]
     lines += [
         f"| {r['model']} | {r['figure']} | {r['threads']} | {r['moesaic_tokens_per_s']:.1f} "
-        f"| {r['llama_tokens_per_s']:.1f} | {r['ratio']:.2f} | {r['read_gb_per_s']:.1f} |"
+        f"| {r['llama_tokens_per_s']:.1f} | {r['ratio']:.2f} | {ceiling_of(r)} "
+        f"| {r.get('share', '')} |"
         for r in rows
     ]
     return "\n".join(lines)
