@@ -10,7 +10,7 @@ with the other; medians are compared. llama.cpp runs with and without flash atte
 repetition, then with the better of the two. One JSON line per figure, then a table, with Moesaic's
 share of the machine's ceiling of the same minute: for decode, memory's read bandwidth (weights that
 a token reads; the KV cache is not counted); for prefill, int8 products (with weights; attention is
-not counted), if bench_kernels is built (``./dev bench``) or BENCH_KERNELS names it.
+not counted). Both come from bench_kernels, which ``./dev bench`` builds or BENCH_KERNELS names.
 """
 
 from __future__ import annotations
@@ -71,22 +71,25 @@ def read_bandwidth(threads: int) -> float:
     return best
 
 
-def int8_peak(threads: int) -> float | None:
-    """Int8 operations/s of that many cores at once, in bare loops (bench/cpp)."""
+def ceilings(threads: int) -> dict[str, float]:
+    """What that many cores reach at once in bare loops (bench/cpp), or at least numpy's reading."""
     built = Path(__file__).resolve().parents[2] / "build" / "release" / "bench_kernels"
     binary = os.environ.get("BENCH_KERNELS", str(built))
     if not Path(binary).exists():
-        return None
+        return {"read_gb_per_s": round(read_bandwidth(threads), 1)}
     command = [binary, "--type", "none"]
     runs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(threads)]
-    peaks: list[float] = []
+    lines = []
     for run in runs:
         assert run.stdout is not None
-        peaks.append(json.loads(run.stdout.readline())["int8_gop_per_s"] * 1e9)
+        lines.append(json.loads(run.stdout.readline()))
     for run in runs:
         run.kill()
         run.communicate()
-    return sum(peaks)
+    return {
+        "read_gb_per_s": round(sum(line["read_gb_per_s"] for line in lines), 1),
+        "int8_gop_per_s": round(sum(line["int8_gop_per_s"] for line in lines)),
+    }
 
 
 class Moesaic:
@@ -185,14 +188,12 @@ def measure(args: argparse.Namespace, model: Path, threads: int) -> list[dict[st
             "llama_flash_attention": flash,
             "moesaic_runs": [round(x, 1) for x in mine],
             "llama_runs": [round(x, 1) for x in theirs],
-            "read_gb_per_s": round(read_bandwidth(threads), 1),
-        }
+        } | ceilings(threads)
         mine_per_s = row["moesaic_tokens_per_s"]
         if figure.generate:
             row["share"] = round(ours.bytes_per_token * mine_per_s / row["read_gb_per_s"] / 1e9, 2)
-        elif peak := int8_peak(threads):
-            row["int8_gop_per_s"] = round(peak / 1e9)
-            row["share"] = round(ours.ops_per_token * mine_per_s / peak, 2)
+        elif "int8_gop_per_s" in row:
+            row["share"] = round(ours.ops_per_token * mine_per_s / row["int8_gop_per_s"] / 1e9, 2)
         if figure.prompt:
             row["time_to_first_token_s"] = round(figure.prompt / row["moesaic_tokens_per_s"], 3)
         print(json.dumps(row), flush=True)
@@ -206,9 +207,11 @@ def measure(args: argparse.Namespace, model: Path, threads: int) -> list[dict[st
 
 def ceiling_of(row: dict[str, Any]) -> str:
     """What the share in a row is of."""
-    if "int8_gop_per_s" in row:
-        return f"{row['int8_gop_per_s']:,} GOP/s"
-    return f"{row['read_gb_per_s']:.1f} GB/s" if "share" in row else ""
+    if "share" not in row:
+        return ""
+    if row["figure"].startswith("decode"):
+        return f"{row['read_gb_per_s']:.1f} GB/s"
+    return f"{row['int8_gop_per_s']:,} GOP/s"
 
 
 def table(rows: list[dict[str, Any]]) -> str:
