@@ -205,6 +205,11 @@ def measure(args: argparse.Namespace, model: Path, threads: int) -> list[dict[st
     return rows
 
 
+def setting_of(row: dict[str, Any]) -> str:
+    """Threads and instruction set."""
+    return f"{'AVX2, ' if row['isa'] == 'avx2' else ''}{row['threads']}"
+
+
 def ceiling_of(row: dict[str, Any]) -> str:
     """What the share in a row is of."""
     if "share" not in row:
@@ -221,7 +226,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         "|---|---|---:|---:|---:|---:|---|---:|",
     ]
     lines += [
-        f"| {r['model']} | {r['figure']} | {r['threads']} | {r['moesaic_tokens_per_s']:.1f} "
+        f"| {r['model']} | {r['figure']} | {setting_of(r)} | {r['moesaic_tokens_per_s']:.1f} "
         f"| {r['llama_tokens_per_s']:.1f} | {r['ratio']:.2f} | {ceiling_of(r)} "
         f"| {r.get('share', '')} |"
         for r in rows
@@ -248,7 +253,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         )
         axes.bar_label(bars, [f"{r['ratio']:.2f}" for r in shown], padding=2, fontsize=8)
         axes.axvline(1, color="black", linewidth=1)
-        axes.set_title(f"{'AVX2, ' if isa == 'avx2' else ''}{threads} thread(s)", fontsize=9)
+        axes.set_title(f"threads: {setting_of(shown[0])}", fontsize=9)
         axes.tick_params(axis="y", labelsize=8)
         axes.margins(x=0.15)
     figure.supxlabel("times llama.cpp's tokens/s")

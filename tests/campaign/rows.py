@@ -219,6 +219,11 @@ def _people() -> list[Row]:
             group, 1_000, "open, load, close", "RSS and descriptors flat",
             "copies", fault_others.opened_and_closed,
         ),
+        _case(
+            group, 120, "soak: eight clients, a minute each",
+            "nothing hung, the same tokens and logits, RSS and descriptors flat",
+            "copies", fault_others.soaked,
+        ),
     ]  # fmt: skip
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import signal
 import subprocess
@@ -9,7 +11,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from random import Random
 
 import fault_rig
 from fault_kills import Figures, stream
@@ -300,23 +304,71 @@ def opened_and_closed(rig: Rig, i: int) -> Figures:
     with rig.connect() as cluster, rig.load(cluster) as model:
         assert generate(model, 3) == reference.tokens(3)
     rig.settle()
-    sizes = [footprint(pid) for pid in (os.getpid(), *rig.pids())]
-    if len(rig.sizes) < 10:  # allocators and pools warm up
-        rig.sizes.append(sizes)
-        return {}
-    for (rss, fds), (rss_then, fds_then) in zip(sizes, rig.sizes[-1], strict=True):
-        assert rss < rss_then + _DRIFT, f"{rss} bytes, {rss_then} at first"
-        assert fds <= fds_then + 2, f"{fds} descriptors, {fds_then} at first"
-    return {"drift_mb": max(s[0] - b[0] for s, b in zip(sizes, rig.sizes[-1], strict=True)) / 1e6}
+    return rig.grown("open and close", warm_up=10)
 
 
-_DRIFT = 16_000_000
+_CLIENTS = 8
+_SOAK_S = 60.0
 
 
-def footprint(pid: int) -> tuple[int, int]:
-    """Return a process's resident bytes and open descriptors."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGESIZE"), len(os.listdir(f"/proc/{pid}/fd"))
+def soaked(rig: Rig, i: int, seconds: float = _SOAK_S) -> Figures:
+    """Let eight clients share a model for a while: nothing hangs, changes or grows."""
+    rig.revive()
+    reference.tokens(48)  # the model of the reference is there before eight ask for it
+    with rig.load(kv_tokens=_CLIENTS * fault_rig.N_CTX) as model:
+        end = time.monotonic() + seconds
+        with ThreadPoolExecutor(_CLIENTS) as pool:
+            clients = [
+                pool.submit(_client, model, end, dice(i, f"client {n}")) for n in range(_CLIENTS)
+            ]
+            n_calls = sum(client.result() for client in clients)
+    rig.settle()
+    assert n_calls >= _CLIENTS, f"{n_calls} calls in {seconds} s"
+    return {"calls": n_calls} | rig.grown("soak", warm_up=2)
+
+
+def _client(model: moesaic.Model, end: float, random: Random) -> int:
+    """Call a model until the end; return how often."""
+    n_calls = 0
+    while time.monotonic() < end:
+        n, seed = random.randrange(1, 48), random.randrange(8)
+        begin = time.monotonic()
+        random.choice(_CALLS)(model, n, seed)
+        took = time.monotonic() - begin
+        assert took < _CALL_S, f"one call took {took:.1f} s"
+        n_calls += 1
+    return n_calls
+
+
+_CALL_S = 30.0
+
+
+def _some_tokens(model: moesaic.Model, n: int, seed: int) -> None:
+    assert generate(model, n, seed) == reference.tokens(48, seed)[:n]
+
+
+def _some_rows(model: moesaic.Model, n: int, seed: int) -> None:
+    assert model.forward(fault_rig.long_prompt(n)).tobytes() == reference.rows(n)
+
+
+def _a_stream_left(model: moesaic.Model, n: int, seed: int) -> None:
+    with contextlib.closing(
+        model.stream(fault_rig.prompt(seed), max_tokens=200, temperature=0, ignore_eos=True)
+    ) as chunks:
+        for _ in itertools.islice(chunks, n % 5):
+            pass
+
+
+def _a_fork(model: moesaic.Model, n: int, seed: int) -> None:
+    tokens = fault_rig.long_prompt(n + 1)
+    with model.session() as session:
+        session.forward(tokens[:n], logits=None)
+        with session.fork() as other:
+            last = other.forward(tokens[n:])
+            assert last.tobytes() == session.forward(tokens[n:]).tobytes()
+
+
+_CALLS = (_some_tokens, _some_tokens, _some_rows, _a_stream_left, _a_fork)
 
 
 def coordinator_killed_in_a_pull(rig: Rig, i: int) -> Figures:

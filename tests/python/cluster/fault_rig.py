@@ -6,13 +6,16 @@ campaign many. Workers live on from case to case and are started again where one
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import json
+import os
 import random
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -31,8 +34,23 @@ PROMPT = list(range(5, 45))
 LOST_S = 5.0
 LATE_S = 3.0
 FREED_S = 30.0  # promised: then a lost coordinator's cache is free again
+DRIFT = 16_000_000  # bytes that a process may grow by in however many cases
 #: What a caller may get from a cluster that is harmed: it names the node, and it is one of these.
 LOSS = (moesaic.WorkerLost, moesaic.NetError, moesaic.DeadlineError, moesaic.ProtocolError)
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a process takes."""
+
+    rss: int  # bytes
+    descriptors: int
+
+    @staticmethod
+    def of(pid: int) -> Footprint:
+        """Look at a process."""
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        return Footprint(pages * os.sysconf("SC_PAGESIZE"), len(os.listdir(f"/proc/{pid}/fd")))
 
 
 class Rig:
@@ -64,7 +82,8 @@ class Rig:
         #: Who holds what in all loads: measured rates differ from time to time, and so would plans.
         self.plan = self.cluster.plan(DEMO, n_ctx=N_CTX)
         (folder / "plan.json").write_text(json.dumps(self.plan.to_dict()))
-        self.sizes: list[list[tuple[int, int]]] = []  # of open-and-close cases
+        self._first: dict[str, dict[int, Footprint]] = {}  # by kind of case
+        self._n_cases: collections.Counter[str] = collections.Counter()
 
     @property
     def addresses(self) -> list[str]:
@@ -138,6 +157,23 @@ class Rig:
         eventually(
             lambda: all(n.state == "idle" for n in self.cluster.nodes), FREED_S, "workers idle"
         )
+
+    def grown(self, kind: str, *, warm_up: int) -> dict[str, float]:
+        """Return by how much a process has grown since cases of this kind began; fail when by much.
+
+        The first ``warm_up`` cases fill allocators and pools. Workers that were started again
+        meanwhile begin anew.
+        """
+        now = {pid: Footprint.of(pid) for pid in (os.getpid(), *self.pids())}
+        self._n_cases[kind] += 1
+        if self._n_cases[kind] <= warm_up or self._first.get(kind, {}).keys() != now.keys():
+            self._first[kind] = now
+            return {}
+        first = self._first[kind]
+        for pid, then in first.items():
+            assert now[pid].rss < then.rss + DRIFT, f"{now[pid]}, at first {then}"
+            assert now[pid].descriptors <= then.descriptors + 2, f"{now[pid]}, at first {then}"
+        return {"drift_mb": max(now[pid].rss - then.rss for pid, then in first.items()) / 1e6}
 
     def close(self) -> None:
         """End everything."""

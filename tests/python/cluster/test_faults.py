@@ -79,3 +79,13 @@ def test_all_workers_killed_at_once(copies: Rig) -> None:
 @pytest.mark.parametrize("i", [0, 2])
 def test_a_worker_that_stops_in_a_load(pulling: Rig, i: int) -> None:
     fault_others.stopped_in_a_load(pulling, i)
+
+
+def test_opened_and_closed(copies: Rig) -> None:
+    for i in range(12):
+        figures = fault_others.opened_and_closed(copies, i)
+    assert "drift_mb" in figures
+
+
+def test_eight_clients(copies: Rig) -> None:
+    assert fault_others.soaked(copies, 0, seconds=3.0)["calls"] >= 8
