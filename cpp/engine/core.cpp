@@ -1,10 +1,11 @@
 // The engine's thread: drain the inbox, admit, run a step, again. And the session commands that run
 // between two steps.
 #include "engine/core.h"
-#include "base/thread_name.h"
 
 #include <algorithm>
 #include <utility>
+
+#include "base/thread_name.h"
 
 namespace moesaic::engine {
 

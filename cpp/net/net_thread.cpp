@@ -1,6 +1,5 @@
 // The one thread on which all sockets of a process are served.
 #include "net/net_thread.h"
-#include "base/thread_name.h"
 
 #include <pthread.h>
 #include <signal.h>
@@ -8,6 +7,8 @@
 #include <algorithm>
 #include <future>
 #include <utility>
+
+#include "base/thread_name.h"
 
 namespace moesaic::net {
 namespace {

@@ -2,6 +2,7 @@
 // silent, refuse, or do not take what they asked for.
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <thread>
 
 #include "cluster/blob_server.h"
@@ -142,6 +143,7 @@ TEST_F(BlobLink, TheOwnerOfALinkLendsIt) {
   Rig coordinator("", "");
   coordinator.store->offer(whole, "m.gguf");
   BlobServer server(*coordinator.store);
+  std::atomic<int> n_requests{0};
   std::shared_ptr<LinkSource> source;
   std::mutex mutex;
   Node node(net, *worker.store, key);
@@ -152,6 +154,7 @@ TEST_F(BlobLink, TheOwnerOfALinkLendsIt) {
   const auto link = net::dial(net, patient(key), node.address());
   link->start({.on_message = [&, weak = std::weak_ptr(link)](net::Incoming&& incoming) {
     const auto there = weak.lock();
+    ++n_requests;
     EXPECT_TRUE(!there || server.take(there, incoming));
   }});
   {
@@ -167,11 +170,16 @@ TEST_F(BlobLink, TheOwnerOfALinkLendsIt) {
   reply.request = 5;
   other.message = reply;
   EXPECT_FALSE(source->take(other));
+  const int n_asked = n_requests;
+  EXPECT_GT(n_asked, 0);
   source->lost(std::make_exception_ptr(NetError("10.0.0.1:1: silent for 3 s")));
   const std::string text = thrown<NetError>([&] { source->manifest(identity, "", true, nullptr); });
   EXPECT_NE(text.find("silent for 3 s"), std::string::npos) << text;
-  link->close();
+  // Who is lost is not asked: an answer that came first would hide it. A goodbye comes behind all
+  // that was sent.
+  node.link(0)->close();
   EXPECT_TRUE(link->wait_closed(net::testing::kPatience));
+  EXPECT_EQ(n_requests, n_asked);
 }
 
 TEST_F(BlobLink, APeerThatVanishesIsDoneWithout) {
