@@ -28,6 +28,10 @@ constexpr std::size_t kUnitBytes = 40;
 constexpr std::size_t kMaxBooks = 256;  // older ones are of files long changed
 constexpr std::uint64_t kMaxBookBytes = std::uint64_t{1} << 28;
 constexpr auto kStampGrain = 50ms;
+constexpr auto kLockPoll = 2ms;
+// A book is written in milliseconds; whoever has the lock for this long hangs. Going on without it
+// can cost a later start some reading, nothing else.
+constexpr auto kLockPatience = 2s;
 
 template <typename T>
 void put(std::vector<std::uint8_t>& out, T value) {
@@ -155,13 +159,35 @@ UnitDigests DigestBook::read(const std::string& path, const FileStates& states) 
   return digests;
 }
 
+Fd DigestBook::lock_folder() const {
+  const auto until = std::chrono::steady_clock::now() + kLockPatience;
+  for (;;) {
+    Fd fd = try_lock_file(ops_, strcat(folder_, "/digests.lock"));
+    if (fd || std::chrono::steady_clock::now() >= until) return fd;
+    std::this_thread::sleep_for(kLockPoll);
+  }
+}
+
 void DigestBook::add(const FileStates& states, const UnitDigests& digests) {
   if (states.empty() || digests.empty()) return;
-  find(states);  // what another process has written
   const std::lock_guard lock(mutex_);
   UnitDigests& known = known_[states];
   for (const auto& [unit, digest] : digests) known[unit] = digest;
   if (folder_.empty()) return;
+  try {
+    make_folder(folder_);
+    // Workers of one machine share the folder, and two slices of one file share its book: read,
+    // added to and written in one go, or the one that writes last would undo the other.
+    const Fd folder_lock = lock_folder();
+    known.merge(read(path_of(states), states));
+    write(states, known);
+    prune();
+  } catch (const IoError& error) {
+    log_("digests", strcat("digests are not remembered for the next start: ", error.what()));
+  }
+}
+
+void DigestBook::write(const FileStates& states, const UnitDigests& known) const {
   std::vector<std::uint8_t> bytes = encode(states);
   bytes.reserve(bytes.size() + known.size() * kUnitBytes + 64);
   put(bytes, static_cast<std::uint64_t>(known.size()));
@@ -172,13 +198,7 @@ void DigestBook::add(const FileStates& states, const UnitDigests& digests) {
   }
   const wire::Digest sum = sha256(bytes.data(), bytes.size());
   bytes.insert(bytes.end(), sum.begin(), sum.end());
-  try {
-    make_folder(folder_);
-    replace_file(ops_, path_of(states), bytes);
-    prune();
-  } catch (const IoError& error) {
-    log_("digests", strcat("digests are not remembered for the next start: ", error.what()));
-  }
+  replace_file(ops_, path_of(states), bytes);
 }
 
 void DigestBook::forget(const FileStates& states) {

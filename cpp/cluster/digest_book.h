@@ -1,6 +1,7 @@
 // Digests that have been made, remembered by what the file system says of the files they were made
 // of, so that a warm start reads nothing. One small sidecar file for each state of a set of files,
 // kept in the cache's folder and checked by a digest of its own; a damaged one is as good as none.
+// Several processes may share the folder: each adds to what the others have written.
 // Not a proof against somebody who writes into the folder.
 #pragma once
 
@@ -47,6 +48,8 @@ class DigestBook {
  private:
   std::string path_of(const FileStates& states) const;
   UnitDigests read(const std::string& path, const FileStates& states) const;
+  void write(const FileStates& states, const UnitDigests& known) const;  // throws IoError
+  Fd lock_folder() const;  // empty when somebody hangs with it
   void prune() const;
 
   std::string folder_;

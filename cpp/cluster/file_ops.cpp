@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <stdio.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
@@ -141,6 +142,16 @@ void replace_file(FileOps& ops, const std::string& path, std::span<const std::ui
     ::unlink(temporary.c_str());
     throw;
   }
+}
+
+Fd try_lock_file(FileOps& ops, const std::string& path) {
+  Fd fd = open_file(ops, path, O_RDWR | O_CREAT);
+  while (flock(fd.get(), LOCK_EX | LOCK_NB) != 0) {
+    if (errno == EINTR) continue;
+    if (errno == EWOULDBLOCK) return {};
+    refuse(path, "lock", errno);
+  }
+  return fd;
 }
 
 void make_folder(const std::string& path) {

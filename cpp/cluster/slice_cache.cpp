@@ -33,18 +33,6 @@ std::string lock_path(const std::string& path) {
   return path.substr(0, path.size() - std::strlen(".slice")) + ".lock";
 }
 
-// An empty descriptor: somebody else holds it.
-Fd try_lock(FileOps& ops, const std::string& path) {
-  Fd fd = open_file(ops, path, O_RDWR | O_CREAT);
-  while (flock(fd.get(), LOCK_EX | LOCK_NB) != 0) {
-    if (errno == EINTR) continue;
-    if (errno == EWOULDBLOCK) return {};
-    const int error = errno;
-    throw FileError(strcat("[weights] ", path, ": cannot lock: ", std::strerror(error)), error);
-  }
-  return fd;
-}
-
 bool is_old(const fs::path& path) {
   std::error_code error;
   const fs::file_time_type time = fs::last_write_time(path, error);
@@ -72,7 +60,7 @@ SliceCache::Lock SliceCache::lock(const std::string& path, const CancelFlag* can
   bool said = false;
   for (;;) {
     if (cancel != nullptr) cancel->check();
-    if (Fd fd = try_lock(ops_, lock_path(path))) {
+    if (Fd fd = try_lock_file(ops_, lock_path(path))) {
       futimens(fd.get(), nullptr);  // when the slice was last used: make_room
       return Lock(std::move(fd));
     }
@@ -194,7 +182,7 @@ std::optional<SliceCache::Evictable> SliceCache::evictable(const std::string& fi
   if (file.ends_with(".bad")) return found;
   const std::string lock = lock_path(is_part ? file.substr(0, file.size() - 5) : file);
   try {
-    found.locks.push_back(try_lock(ops_, lock));
+    found.locks.push_back(try_lock_file(ops_, lock));
     if (!found.locks[0]) return std::nullopt;
     found.used = fs::last_write_time(lock, error);
     if (found.is_slice) {  // mapped by whoever has it open: no room would be won
@@ -263,7 +251,7 @@ void SliceCache::clean() const {
                                    : fs::exists(slice.string() + ".part", error);
     if (resumable && !is_old(path)) continue;
     try {
-      if (try_lock(ops_, lock_path(slice.string()))) fs::remove(path, error);
+      if (try_lock_file(ops_, lock_path(slice.string()))) fs::remove(path, error);
     } catch (const IoError&) {  // not ours to remove
     }
   }

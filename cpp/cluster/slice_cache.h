@@ -6,7 +6,7 @@
 //   <name>.slice.part      one being fetched, and <name>.slice.journal (slice_target.h)
 //   <name>.slice.bad       one that was found damaged; at most one in the folder
 //   <name>.lock            held (flock) by whoever fetches or sets aside; gone with its process
-//   *.digests              digest_book.h
+//   *.digests              digest_book.h, and digests.lock
 #pragma once
 
 #include <filesystem>

@@ -5,6 +5,8 @@
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 
+#include <thread>
+
 #include "cluster/weight_rig.h"
 
 namespace moesaic::cluster::testing {
@@ -56,6 +58,49 @@ TEST_F(Book, RemembersByState) {
   second.forget(states);
   EXPECT_TRUE(second.find(states).empty());
   EXPECT_TRUE(book().find(states).empty());
+  EXPECT_TRUE(log.empty());
+}
+
+// Two workers of one machine prove two slices of one file at the same time.
+TEST_F(Book, BooksThatShareAFolderAddToEachOther) {
+  DigestBook first = book();
+  DigestBook second = book();
+  EXPECT_TRUE(first.find(states).empty());
+  EXPECT_TRUE(second.find(states).empty());
+  first.add(states, some(0, 5));
+  second.add(states, some(5, 9));
+  EXPECT_EQ(book().find(states), some(0, 9));
+  EXPECT_EQ(second.find(states), some(0, 9));
+  first.add(states, some(9, 11));
+  EXPECT_EQ(book().find(states), some(0, 11));
+  EXPECT_TRUE(log.empty());
+}
+
+TEST_F(Book, NoneOfManyAtOnceIsLost) {
+  constexpr std::uint32_t kBooks = 4;
+  constexpr std::uint32_t kTimes = 25;
+  std::vector<std::thread> threads;
+  for (std::uint32_t b = 0; b < kBooks; ++b) {
+    threads.emplace_back([&, b] {
+      FileOps ops;
+      DigestBook mine(folder.str(), ops, [](auto&, auto& text) { ADD_FAILURE() << text; });
+      for (std::uint32_t i = 0; i < kTimes; ++i) {
+        const std::uint32_t unit = b * kTimes + i;
+        mine.add(states, some(unit, unit + 1));
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(book().find(states), some(0, kBooks * kTimes));
+}
+
+TEST_F(Book, WhoeverHangsWithTheLockHoldsNobodyUpForLong) {
+  const Fd held = try_lock_file(ops_, folder / "digests.lock");
+  ASSERT_TRUE(held);
+  const auto begin = std::chrono::steady_clock::now();
+  book().add(states, some(0, 3));
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(20));
+  EXPECT_EQ(book().find(states), some(0, 3));
   EXPECT_TRUE(log.empty());
 }
 
