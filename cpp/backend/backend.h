@@ -141,6 +141,16 @@ struct KvSpec {
   KvType type = KvType::kF16;
   std::int64_t page_tokens = 64;
   std::int64_t n_pages = 0;  // of the pool
+  // MLA: decompressed keys and values that attention_decompressed may keep from step to step, of
+  // the first positions of one sequence. Saves time, changes no result.
+  struct Kept {
+    std::int64_t n_tokens = 0;  // 0: none
+    std::int64_t n_heads = 0;
+    std::int64_t d_k = 0;
+    std::int64_t d_v = 0;
+    bool exact = true;  // as in the AttentionSpec of the calls that use them
+  };
+  Kept kept{};
 };
 
 class KvStore {
@@ -240,6 +250,7 @@ class Backend {
   // --- attention
   virtual std::unique_ptr<KvStore> make_kv(const KvSpec& spec) = 0;
   virtual std::size_t kv_page_bytes(const KvSpec& spec) const = 0;  // one page over all layers
+  virtual std::size_t kv_kept_bytes(const KvSpec& spec) const = 0;  // of spec.kept, all layers
   // Rows of the step into the cache: k (n, k_width), v (n, v_width) or null for MLA.
   virtual void kv_write(KvStore& kv, std::int64_t layer, std::span<const SequenceRows> sequences,
                         const Mat& k, const Mat* v) = 0;

@@ -1,6 +1,7 @@
 // Bytes and operations of a model from its tensor directory.
 #include "cluster/cost.h"
 
+#include <algorithm>
 #include <memory>
 
 #include "backend/backend.h"
@@ -96,23 +97,38 @@ LayerCost layer_cost(const std::vector<model::TensorSpec>& specs, const model::C
   return cost;
 }
 
-// The loader's own arithmetic, on a backend of the asked number of threads.
-std::function<double(const ScratchQuery&)> scratch_of(const model::ModelFile& model,
-                                                      model::LoadOptions options) {
+model::LoadOptions with_n_ctx(model::LoadOptions options, std::int64_t n_ctx) {
+  options.n_ctx = n_ctx;
   options.progress = nullptr;
   options.cancel = nullptr;
-  auto shared = std::make_shared<const model::ModelFile>(model);
-  return [shared, options](const ScratchQuery& query) {
+  return options;
+}
+
+// The loader's own arithmetic, on a backend of the asked number of threads.
+std::function<double(const ScratchQuery&)> scratch_of(std::shared_ptr<const model::ModelFile> model,
+                                                      const model::LoadOptions& options) {
+  return [model, options](const ScratchQuery& query) {
     const auto backend = backend::make_backend("cpu", {.n_threads = query.threads});
-    model::LoadOptions asked = options;
+    model::LoadOptions asked = with_n_ctx(options, query.n_ctx);
     asked.max_step_rows = query.rows;
-    asked.n_ctx = query.n_ctx;
     asked.kv_tokens = query.n_ctx;
+    asked.kept_tokens = 0;
     const model::Slice slice{.layer_begin = query.layer_begin,
                              .layer_end = query.layer_end,
                              .embed = query.layer_begin == 0,
                              .head = query.head};
-    return static_cast<double>(model::memory_need(*shared, slice, asked, *backend).scratch_bytes);
+    return static_cast<double>(model::memory_need(*model, slice, asked, *backend).scratch_bytes);
+  };
+}
+
+std::function<double(std::int64_t)> kept_of(std::shared_ptr<const model::ModelFile> model,
+                                            std::shared_ptr<const backend::Backend> backend,
+                                            const model::LoadOptions& options) {
+  return [model, backend, options](std::int64_t n_ctx) {
+    backend::KvSpec layer;
+    layer.n_layers = 1;
+    layer.kept = model::kept_keys(*model, with_n_ctx(options, n_ctx), *backend);
+    return static_cast<double>(backend->kv_kept_bytes(layer));
   };
 }
 
@@ -135,16 +151,24 @@ ModelCost model_cost(const model::ModelFile& model, const model::LoadOptions& op
   cost.head.dense_ops_per_row = ops_of(model.output);
   cost.head.dense_unpack_ops = unpack_ops_of(model.output);
   cost.head.row_bytes = row_bytes_of(model.output);
+  const auto shared = std::make_shared<const model::ModelFile>(model);
+  const std::shared_ptr<const backend::Backend> backend =
+      backend::make_backend("cpu", {.n_threads = 1});
   const auto kv_row_bytes = static_cast<double>(
-      backend::make_backend("cpu", {.n_threads = 1})
-          ->kv_row_bytes(model::kv_spec(c, model::Slice::whole(c), options, 1)));
+      backend->kv_row_bytes(model::kv_spec(c, model::Slice::whole(c), options, 1)));
+  // For a plan of any n_ctx: no prompt is longer.
+  const std::int64_t n_ctx = std::max(options.n_ctx, c.n_ctx_train);
+  const auto kept_tokens =
+      static_cast<double>(model::kept_keys(model, with_n_ctx(options, n_ctx), *backend).n_tokens);
   for (std::size_t l = 0; l < model.layers.size(); ++l) {
     LayerCost layer = layer_cost(model.layers[l], c, options);
     layer.attention = attention_cost(c, c.layers[l], options);
+    layer.attention.kept_tokens = kept_tokens;
     layer.kv_bytes_per_token = kv_row_bytes;
     cost.layers.push_back(layer);
   }
-  cost.scratch_bytes = scratch_of(model, options);
+  cost.scratch_bytes = scratch_of(shared, options);
+  cost.kept_bytes = kept_of(shared, backend, options);
   return cost;
 }
 

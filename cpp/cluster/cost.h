@@ -31,6 +31,7 @@ struct AttentionCost {
   // MLA's other form, when it may be used: cheaper rows, after a matmul for each position and step.
   double decompressed_ops_per_key = 0;  // 0: it may not
   double decompress_ops_per_key = 0;
+  double kept_tokens = 0;   // first positions that are decompressed once and not by every step
   std::int64_t window = 0;  // positions that a row sees at most; 0: all
   bool operator==(const AttentionCost&) const = default;
 };
@@ -72,8 +73,10 @@ struct ModelCost {
   LayerCost embed;
   LayerCost head;
   std::vector<LayerCost> layers;
-  // Exactly what a stage of these layers will allocate.
+  // Exactly what a stage of these layers will allocate, but for the keys that are kept.
   std::function<double(const ScratchQuery&)> scratch_bytes;
+  // Of the kept keys of one layer, where there is memory for them (model::kept_keys).
+  std::function<double(std::int64_t n_ctx)> kept_bytes;
 };
 
 // Of `options`, n_ctx and kv_tokens have no effect: a plan brings its own.

@@ -82,7 +82,12 @@ class Deployment {
   std::shared_ptr<HeldSlice> load_slice(const SliceKey& key, const model::LoadOptions& options,
                                         std::uint64_t& bytes_read);
   std::vector<std::shared_ptr<BlobSource>> sources() const;
-  void check_memory(const model::MemoryNeed& need, const SliceKey& key);
+  // Makes room for what a stage needs, throwing held weights of others out where they must go;
+  // false: there is none.
+  bool make_room(const model::MemoryNeed& need, const SliceKey& key);
+  // Room for the slice and its stage; the options without kept keys where only that fits. Throws
+  // OutOfMemoryError.
+  model::LoadOptions reserve(const HeldSlice& slice, model::LoadOptions options);
   void report(std::uint64_t done, std::uint64_t total, const char* what);
   void serve();
   void process(net::Incoming& task);

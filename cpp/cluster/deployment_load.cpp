@@ -77,19 +77,32 @@ std::vector<std::shared_ptr<BlobSource>> Deployment::sources() const {
   return sources;
 }
 
-void Deployment::check_memory(const model::MemoryNeed& need, const SliceKey& key) {
+bool Deployment::make_room(const model::MemoryNeed& need, const SliceKey& key) {
   const std::uint64_t all = host_.memory_bytes();
   const std::uint64_t working = need.kv_bytes + need.scratch_bytes;
-  const std::uint64_t others = host_.working_bytes(epoch_);
   const bool is_held = host_.held().find(key) != nullptr;
   const std::uint64_t weights = is_held ? 0 : need.weights_bytes + need.derived_bytes;
-  const std::uint64_t taken = working + others + weights;
+  const std::uint64_t taken = working + host_.working_bytes(epoch_) + weights;
   const std::uint64_t left = host_.held().shrink(all > taken ? all - taken : 0, key);
-  if (taken + left <= all) {
-    working_bytes_ = working;
-    return;
-  }
-  const std::uint64_t used = others + left;
+  if (taken + left > all) return false;
+  working_bytes_ = working;
+  return true;
+}
+
+model::LoadOptions Deployment::reserve(const HeldSlice& slice, model::LoadOptions options) {
+  const SliceKey& key = slice.key;
+  const auto need_now = [&] {
+    return model::memory_need(slice.model, key.slice, options, *slice.backend);
+  };
+  if (make_room(need_now(), key)) return options;
+  options.kept_tokens = 0;
+  const model::MemoryNeed need = need_now();
+  if (make_room(need, key)) return options;
+  const std::uint64_t all = host_.memory_bytes();
+  const std::uint64_t working = need.kv_bytes + need.scratch_bytes;
+  const bool is_held = host_.held().find(key) != nullptr;
+  const std::uint64_t weights = is_held ? 0 : need.weights_bytes + need.derived_bytes;
+  const std::uint64_t used = host_.working_bytes(epoch_) + host_.held().n_bytes();
   const std::uint64_t free = all > used ? all - used : 0;
   throw OutOfMemoryError(
       strcat("[load] ", load_.name, ", layers ", key.slice.layer_begin, " to ",
@@ -125,7 +138,7 @@ std::shared_ptr<HeldSlice> Deployment::load_slice(const SliceKey& key,
                         load_.name, " has ", slice->model.config.n_layers);
   }
   slice->backend = backend::make_backend(options.backend, {.n_threads = options.threads});
-  check_memory(model::memory_need(slice->model, key.slice, options, *slice->backend), key);
+  reserve(*slice, options);
 
   for (const gguf::TensorInfo* tensor : model::slice_tensors(slice->model, key.slice)) {
     request.tensors.push_back(tensor->name);
@@ -168,12 +181,12 @@ void Deployment::load() {
   key.identity = load_.identity;
   key.slice = slice_of(load_);
   key.deterministic = load_.deterministic;
-  const model::LoadOptions options = load_options(load_, host_.options());
+  model::LoadOptions options = load_options(load_, host_.options());
   std::uint64_t bytes_read = 0;
   const auto begin = std::chrono::steady_clock::now();
   std::shared_ptr<HeldSlice> slice = obtain(key, options, bytes_read);
   const model::Config& config = slice->model.config;
-  check_memory(model::memory_need(slice->model, key.slice, options, *slice->backend), key);
+  options = reserve(*slice, options);
   {
     const std::scoped_lock turn(host_.compute());  // it may enlarge the slice's shared scratch
     stage_ = std::make_unique<Stage>(slice, StageOptions{options, load_.hidden});

@@ -43,6 +43,7 @@ PlanMemory::PlanMemory(const ModelCost& model, const std::vector<NodeFacts>& nod
       kv_bytes_before_(1, 0.0),
       moe_before_(1, 0) {
   if (options_.kv_tokens == 0) options_.kv_tokens = options_.n_ctx;
+  if (model.kept_bytes) kept_bytes_ = model.kept_bytes(options_.n_ctx);
   for (const LayerCost& layer : model.layers) {
     weights_before_.push_back(weights_before_.back() + layer.weights_bytes);
     kv_bytes_before_.push_back(kv_bytes_before_.back() + layer.kv_bytes_per_token);
@@ -88,6 +89,10 @@ NodePlan PlanMemory::node_plan(std::size_t node, std::int64_t begin, std::int64_
                              .n_ctx = options_.n_ctx,
                              .threads = facts.threads,
                              .head = p.head});
+  // The worker keeps keys where it has room for them; no plan fails for them.
+  const double without = p.scratch_bytes;
+  p.scratch_bytes += static_cast<double>(end - begin) * kept_bytes_;
+  if (!p.fits()) p.scratch_bytes = without;
   return p;
 }
 

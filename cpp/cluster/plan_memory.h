@@ -41,6 +41,7 @@ class PlanMemory {
   const std::vector<NodeFacts>& nodes_;
   PlanOptions options_;
   std::int64_t n_layers_;
+  double kept_bytes_ = 0;  // of a layer
   // Sums over the layers before an index.
   std::vector<double> weights_before_;    // (n_layers + 1)
   std::vector<double> kv_bytes_before_;   // (n_layers + 1), of one cached token

@@ -41,8 +41,11 @@ double attention_seconds(const LayerCost& layer, const NodeFacts& node, double r
   if (cost.window > 0) depth = std::min(depth, static_cast<double>(cost.window));
   double ops = rows * depth * (rows < kFewRows ? cost.ops_per_key_of_few : cost.ops_per_key);
   if (cost.decompressed_ops_per_key > 0 && rows >= kFewRows) {
-    ops = std::min(ops, rows * depth * cost.decompressed_ops_per_key +
-                            (depth + rows / 2) * cost.decompress_ops_per_key);
+    // Its own rows, and those of before that there was no room to keep.
+    const double end = depth + rows / 2;
+    const double made = rows + std::max(0.0, end - rows - cost.kept_tokens);
+    ops = std::min(
+        ops, rows * depth * cost.decompressed_ops_per_key + made * cost.decompress_ops_per_key);
   }
   return std::max(ops / node.matmul_ops_per_s,
                   depth * layer.kv_bytes_per_token / node.read_bytes_per_s);
@@ -75,14 +78,18 @@ BatchCost batch_cost(const ModelCost& model, std::int64_t micro_batch_rows) {
     }
     return sum;
   };
-  // Four points of fixed + rows + per_position * depth + per_key * rows * depth.
-  constexpr double kDepth = 4096;
+  // Four points of fixed + rows + per_position * depth + per_key * rows * depth, as far as keys are
+  // kept, where they are.
+  double depth = 4096;
+  for (const LayerCost& layer : model.layers) {
+    if (layer.attention.kept_tokens > 0) depth = std::min(depth, layer.attention.kept_tokens);
+  }
   const auto rows = static_cast<double>(micro_batch_rows);
   const double half = rows / 2;
   const double row = (seconds(rows, 0) - seconds(half, 0)) / half;
   if (!(row > 0)) return {};
-  const double deep_half = (seconds(half, kDepth) - seconds(half, 0)) / kDepth;
-  const double deep = (seconds(rows, kDepth) - seconds(rows, 0)) / kDepth;
+  const double deep_half = (seconds(half, depth) - seconds(half, 0)) / depth;
+  const double deep = (seconds(rows, depth) - seconds(rows, 0)) / depth;
   return {.fixed = std::max(0.0, seconds(rows, 0) / row - rows),
           .per_position = std::max(0.0, (2 * deep_half - deep) / row),
           .per_key = std::max(0.0, (deep - deep_half) / half / row)};

@@ -61,8 +61,8 @@ struct MatmulKernel {
 };
 
 // How a cached row lies in memory: plain floats, or blocks of 32 as in quant/q8_0.h (d_k and d_v
-// are multiples of 32 then).
-enum class KvType { kF32, kF16, kQ8_0 };
+// are multiples of 32 then). kBF16: the upper halves of floats, for attention_bf16 only.
+enum class KvType { kF32, kF16, kQ8_0, kBF16 };
 
 // Unnormalised attention of n_q queries that share one KV head, over cached rows [begin, end) of
 // one sequence, which lie in one chunk: kAttentionChunk * c <= begin <= end <= kAttentionChunk * (c
@@ -116,6 +116,9 @@ struct Table {
   // where the CPU has no such instruction, or MOESAIC_BF16=0. A query's result does not depend on
   // the call's others, but its bits are this function's own.
   void (*attention_bf16)(const AttentionJob& job) = nullptr;
+  // Rounds to bf16 as attention_bf16 does: rows of KvType::kBF16 give what their floats give. Null
+  // where that is.
+  void (*to_bf16)(const float* x, std::int64_t n, std::uint16_t* out) = nullptr;
   // Joins chunk b into a, chunk order from low to high: (maximum, sum, out (d_v)) of one query.
   void (*attention_merge)(float* max_a, float* sum_a, float* out_a, const float* max_b,
                           const float* sum_b, const float* out_b, std::int64_t d_v);

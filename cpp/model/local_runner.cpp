@@ -16,10 +16,12 @@ std::unique_ptr<LocalRunner> LocalRunner::load(const std::shared_ptr<const gguf:
   validate(options);
   ModelFile model = understand(with_merged_experts(file));
   auto backend = backend::make_backend(options.backend, {.n_threads = options.threads});
-  const std::int64_t kv_tokens =
-      fit_kv_tokens(model, Slice::whole(model.config), options, *backend, available_memory_bytes());
+  const Slice slice = Slice::whole(model.config);
+  const std::uint64_t free_bytes = available_memory_bytes();
+  const LoadOptions chosen = with_room(model, slice, options, *backend, free_bytes);
+  const std::int64_t kv_tokens = fit_kv_tokens(model, slice, chosen, *backend, free_bytes);
   return std::unique_ptr<LocalRunner>(
-      new LocalRunner(std::move(model), options, std::move(backend), kv_tokens));
+      new LocalRunner(std::move(model), chosen, std::move(backend), kv_tokens));
 }
 
 LocalRunner::LocalRunner(ModelFile model, const LoadOptions& options,
@@ -33,7 +35,9 @@ LocalRunner::LocalRunner(ModelFile model, const LoadOptions& options,
                            .prefault = options.prefault,
                            .progress = options.progress,
                            .cancel = options.cancel});
-  kv_ = std::make_unique<KvCache>(*backend_, kv_spec(model_.config, slice, options_, kv_tokens));
+  backend::KvSpec kv = kv_spec(model_.config, slice, options_, kv_tokens);
+  kv.kept = kept_keys(model_, options_, *backend_);
+  kv_ = std::make_unique<KvCache>(*backend_, kv);
   forward_ = std::make_unique<Forward>(*backend_, model_.config, slice, weights_, kv_->store(),
                                        exchange_, forward_options(options_));
   options_.progress = nullptr;  // the caller's; their lives end with load()

@@ -79,6 +79,43 @@ backend::KvSpec kv_spec(const Config& config, const Slice& slice, const LoadOpti
           .n_pages = round_up(kv_tokens, options.page_tokens) / options.page_tokens};
 }
 
+backend::KvSpec::Kept kept_keys(const ModelFile& model, const LoadOptions& options,
+                                const backend::Backend& backend) {
+  constexpr std::uint64_t kShareOfWeights = 8;
+  constexpr std::uint64_t kMostBytes = std::uint64_t{256} << 20;  // of a layer
+  constexpr std::int64_t kGrain = 512;  // so that the end of n_ctx is not lost to a backend's cut
+  const Config& config = model.config;
+  // Without MLA there is nothing to decompress, and deterministic=True never does.
+  if (config.mla.kv_lora == 0 || options.deterministic || model.layers.empty()) return {};
+  std::uint64_t weights_bytes = 0;
+  bool is_float_output = false;
+  for (const std::vector<TensorSpec>& layer : model.layers) {
+    for (const TensorSpec& spec : layer) {
+      weights_bytes += spec.mapped_bytes();
+      is_float_output |=
+          spec.slot == &LayerWeights::attn_output && quant::is_float(spec.tensor->type);
+    }
+  }
+  backend::KvSpec::Kept kept{.n_tokens = round_up(options.n_ctx, kGrain),
+                             .n_heads = config.n_heads,
+                             .d_k = config.d_head_k,
+                             .d_v = config.mla.d_v,
+                             .exact = options.kv_type == backend::KvType::kF32 || is_float_output};
+  if (options.kept_tokens >= 0) {
+    kept.n_tokens = std::min(kept.n_tokens, options.kept_tokens);
+    return kept;
+  }
+  backend::KvSpec of_grain;
+  of_grain.n_layers = 1;
+  of_grain.kept = kept;
+  of_grain.kept.n_tokens = kGrain;
+  const std::uint64_t room =
+      std::min(kMostBytes, weights_bytes / model.layers.size() / kShareOfWeights);
+  const std::uint64_t n_grains = room / std::max<std::uint64_t>(backend.kv_kept_bytes(of_grain), 1);
+  kept.n_tokens = std::min(kept.n_tokens, static_cast<std::int64_t>(n_grains) * kGrain);
+  return kept;
+}
+
 ForwardOptions forward_options(const LoadOptions& options) {
   return {.max_rows = std::min(options.max_step_rows, round_up(options.n_ctx, options.page_tokens)),
           .n_ctx = options.n_ctx,
@@ -89,7 +126,8 @@ MemoryNeed memory_need(const ModelFile& model, const Slice& slice, const LoadOpt
                        const backend::Backend& backend) {
   const ForwardOptions forward = forward_options(options);
   const std::int64_t kv_tokens = options.kv_tokens == 0 ? options.n_ctx : options.kv_tokens;
-  const backend::KvSpec kv = kv_spec(model.config, slice, options, kv_tokens);
+  backend::KvSpec kv = kv_spec(model.config, slice, options, kv_tokens);
+  kv.kept = kept_keys(model, options, backend);
   const WeightBytes weights = weight_bytes(model, slice, !options.deterministic);
   const std::uint64_t logits =
       slice.head ? static_cast<std::uint64_t>(head_rows(model.config, forward.max_rows) *
@@ -102,7 +140,7 @@ MemoryNeed memory_need(const ModelFile& model, const Slice& slice, const LoadOpt
   need.kv_bytes = static_cast<std::uint64_t>(kv.n_pages) * backend.kv_page_bytes(kv);
   need.scratch_bytes = plan_bytes(plan_scratch(model.config, slice, forward.max_rows)) +
                        backend.scratch_bytes(backend_scratch(model.config, slice, forward)) +
-                       logits;
+                       backend.kv_kept_bytes(kv) + logits;
   return need;
 }
 
@@ -110,6 +148,12 @@ MemoryNeed memory_need(const ModelFile& model, const LoadOptions& options) {
   validate(options);
   const auto backend = backend::make_backend(options.backend, {.n_threads = options.threads});
   return memory_need(model, Slice::whole(model.config), options, *backend);
+}
+
+LoadOptions with_room(const ModelFile& model, const Slice& slice, LoadOptions options,
+                      const backend::Backend& backend, std::uint64_t free_bytes) {
+  if (memory_need(model, slice, options, backend).total() > free_bytes) options.kept_tokens = 0;
+  return options;
 }
 
 std::int64_t fit_kv_tokens(const ModelFile& model, const Slice& slice, const LoadOptions& options,

@@ -1,8 +1,9 @@
 // The decompressed form of MLA, for many rows: per chunk of the cache the latent rows are prepared
 // once, then each head's keys and values are made from them by the matmul kernels and used for all
-// queries while they are in the cache of one core. Rounds otherwise than the absorbed form (weights
-// meet latent rows instead of queries), so the model chooses; within this form results do not
-// depend on the cut. Source: arXiv:2405.04434 section 2.1.
+// queries while they are in the cache of one core; those of the first chunks are kept for the
+// sequence's next step where there is room (kept_keys.h). Rounds otherwise than the absorbed form
+// (weights meet latent rows instead of queries), so the model chooses; within this form results do
+// not depend on the cut. Source: arXiv:2405.04434 section 2.1.
 #include <cstring>
 #include <limits>
 
@@ -79,17 +80,27 @@ class DecompressedRun {
     float* row;     // one latent row with its rotated part
     std::uint8_t* scratch;
   };
+  // The part of a chunk of a sequence's cache that a call looks at.
+  struct Chunk {
+    std::int64_t index = 0;
+    std::int64_t from = 0;      // rows before it are kept from earlier steps
+    std::int64_t n_tokens = 0;  // of the chunk
+    bool is_kept = false;
+    std::int64_t n_new() const { return n_tokens - from; }
+  };
+  Chunk chunk_at(std::int64_t index, std::int64_t end, std::int64_t n_known) const;
   Member member_of(int index);
   // Whether n_cols columns are packed in a part's format: a shared one serves both kernels.
   bool packs(const Decompressor& part, std::int64_t n_cols) const {
     return packs_from(part, n_cols) || (parts_[1].is_shared && packs_from(parts_[1], n_cols));
   }
-  // Cached rows [block * kBlockCols, +kBlockCols) of a chunk, as the matmul kernels take them.
-  void prepare_block(const SequenceRows& sequence, std::int64_t chunk, std::int64_t block,
-                     std::int64_t n_tokens, float* row) const;
+  // New cached rows [block * kBlockCols, +kBlockCols) of a chunk, as the matmul kernels take them.
+  void prepare_block(const SequenceRows& sequence, const Chunk& chunk, std::int64_t block,
+                     float* row) const;
+  // One head's keys and values of a chunk's new rows, from what was prepared.
+  void make_keys(const Chunk& chunk, std::int64_t head, Member& member) const;
   // One head of all the sequence's rows against one chunk.
-  void attend_head(const AttentionItem& item, std::int64_t chunk, std::int64_t n_tokens,
-                   Member& member) const;
+  void attend_head(const AttentionItem& item, const Chunk& chunk, Member& member) const;
   void finish_share(const SequenceRows& sequence, int index, int n_members) const;
 
   CpuBackend& backend_;
@@ -98,10 +109,11 @@ class DecompressedRun {
   std::int64_t kv_lora_;
   std::int64_t d_nope_;
   std::int64_t d_rope_;
-  Decompressor parts_[2];  // keys, values
-  float* rotated_;         // (kAttentionChunk, d_rope): the keys' shared part
-  float* maximum_;         // (n, n_heads), running
-  float* sum_;             // (n, n_heads)
+  KeptKeys* kept_ = nullptr;  // null: none, or not of this call's numbers
+  Decompressor parts_[2];     // keys, values
+  float* rotated_;            // (kAttentionChunk, d_rope): the keys' shared part
+  float* maximum_;            // (n, n_heads), running
+  float* sum_;                // (n, n_heads)
 };
 
 DecompressedRun::DecompressedRun(CpuBackend& backend, const AttentionCall& call,
@@ -112,6 +124,8 @@ DecompressedRun::DecompressedRun(CpuBackend& backend, const AttentionCall& call,
       kv_lora_(w_k.cols()),
       d_nope_(w_k.rows()),
       d_rope_(call.spec->d_k - w_k.rows()) {
+  KeptKeys& kept = call.kv->kept();
+  if (kept.n_tokens() > 0 && kept.bf16() == call.bf16 && call.spec->window == 0) kept_ = &kept;
   Arena shared = backend.shared_arena(kOp);
   maximum_ = shared.take<float>(call.q.rows * n_heads_);
   sum_ = shared.take<float>(call.q.rows * n_heads_);
@@ -154,15 +168,27 @@ DecompressedRun::Member DecompressedRun::member_of(int index) {
       arena.take<std::uint8_t>(static_cast<std::int64_t>(kernels::matmul_scratch_bytes(kv_lora_)))};
 }
 
-void DecompressedRun::prepare_block(const SequenceRows& sequence, std::int64_t chunk,
-                                    std::int64_t block, std::int64_t n_tokens, float* row) const {
+DecompressedRun::Chunk DecompressedRun::chunk_at(std::int64_t index, std::int64_t end,
+                                                 std::int64_t n_known) const {
+  Chunk chunk;
+  chunk.index = index;
+  chunk.n_tokens = std::min(kAttentionChunk, end - index * kAttentionChunk);
+  chunk.is_kept = kept_ != nullptr && index < kept_->n_tokens() / kAttentionChunk;
+  if (chunk.is_kept) {
+    chunk.from = std::clamp<std::int64_t>(n_known - index * kAttentionChunk, 0, chunk.n_tokens);
+  }
+  return chunk;
+}
+
+void DecompressedRun::prepare_block(const SequenceRows& sequence, const Chunk& chunk,
+                                    std::int64_t block, float* row) const {
   const kernels::Table& table = backend_.table_;
   const CpuKv& cache = *call_.kv;
   const std::int64_t page_tokens = cache.spec().page_tokens;
   const std::int64_t begin = block * kBlockCols;
-  const std::int64_t end = std::min(begin + kBlockCols, n_tokens);
+  const std::int64_t end = std::min(begin + kBlockCols, chunk.n_new());
   for (std::int64_t t = begin; t < end; ++t) {
-    const std::int64_t position = chunk * kAttentionChunk + t;
+    const std::int64_t position = chunk.index * kAttentionChunk + chunk.from + t;
     const std::int32_t page = sequence.pages[static_cast<std::size_t>(position / page_tokens)];
     const std::uint8_t* stored =
         cache.k_page(call_.layer, page) +
@@ -198,27 +224,55 @@ void DecompressedRun::prepare_block(const SequenceRows& sequence, std::int64_t c
   }
 }
 
-void DecompressedRun::attend_head(const AttentionItem& item, std::int64_t chunk,
-                                  std::int64_t n_tokens, Member& member) const {
+void DecompressedRun::make_keys(const Chunk& chunk, std::int64_t head, Member& member) const {
   const AttentionSpec& spec = *call_.spec;
-  const std::int64_t head = item.head_begin;
+  const std::int64_t n = chunk.n_new();
   backend_.check_cancel();
-  decompress(parts_[0], head, n_tokens, member.keys, spec.d_k, member.scratch);
+  decompress(parts_[0], head, n, member.keys, spec.d_k, member.scratch);
   backend_.check_cancel();
-  decompress(parts_[1], head, n_tokens, member.values, spec.d_v, member.scratch);
-  for (std::int64_t t = 0; t < n_tokens; ++t) {
+  decompress(parts_[1], head, n, member.values, spec.d_v, member.scratch);
+  for (std::int64_t t = 0; t < n; ++t) {
     std::memcpy(member.keys + t * spec.d_k + d_nope_, rotated_ + t * d_rope_,
                 static_cast<std::size_t>(d_rope_) * sizeof(float));
   }
-  const AttentionKeys layout{kernels::KvType::kF32, static_cast<std::size_t>(spec.d_k) * 4,
-                             static_cast<std::size_t>(spec.d_v) * 4, kAttentionChunk};
+  if (!chunk.is_kept) return;
+  const auto keep = [&](const float* x, std::int64_t width, std::uint8_t* out) {
+    if (kept_->bf16()) {
+      backend_.table_.to_bf16(x, width, reinterpret_cast<std::uint16_t*>(out));
+    } else {
+      std::memcpy(out, x, static_cast<std::size_t>(width) * sizeof(float));
+    }
+  };
+  std::uint8_t* row = kept_->chunk(call_.layer, chunk.index, head) +
+                      static_cast<std::size_t>(chunk.from) * kept_->row_bytes();
+  for (std::int64_t t = 0; t < n; ++t, row += kept_->row_bytes()) {
+    keep(member.keys + t * spec.d_k, spec.d_k, row);
+    keep(member.values + t * spec.d_v, spec.d_v, row + kept_->value_offset());
+  }
+}
+
+void DecompressedRun::attend_head(const AttentionItem& item, const Chunk& chunk,
+                                  Member& member) const {
+  const AttentionSpec& spec = *call_.spec;
+  const std::int64_t head = item.head_begin;
+  if (chunk.n_new() > 0) make_keys(chunk, head, member);
+  AttentionKeys layout{kernels::KvType::kF32, static_cast<std::size_t>(spec.d_k) * 4,
+                       static_cast<std::size_t>(spec.d_v) * 4, kAttentionChunk};
   const AttentionPartial& result = member.attention.partial;
-  member.attention.k_pages[0] = reinterpret_cast<const std::uint8_t*>(member.keys);
-  member.attention.v_pages[0] = reinterpret_cast<const std::uint8_t*>(member.values);
+  if (chunk.is_kept) {
+    if (kept_->bf16()) layout.type = kernels::KvType::kBF16;
+    layout.k_row_bytes = layout.v_row_bytes = kept_->row_bytes();
+    member.attention.k_pages[0] = kept_->chunk(call_.layer, chunk.index, head);
+    member.attention.v_pages[0] = member.attention.k_pages[0] + kept_->value_offset();
+  } else {
+    member.attention.k_pages[0] = reinterpret_cast<const std::uint8_t*>(member.keys);
+    member.attention.v_pages[0] = reinterpret_cast<const std::uint8_t*>(member.values);
+  }
   for (std::int64_t r = 0; r < item.n_rows; r += kTileQueries) {
     const std::int64_t n_rows = std::min(kTileQueries, item.n_rows - r);
     backend_.check_cancel();
-    if (!attend(backend_.table_, call_, item, layout, chunk, r, n_rows, member.attention, result)) {
+    if (!attend(backend_.table_, call_, item, layout, chunk.index, r, n_rows, member.attention,
+                result)) {
       continue;
     }
     const std::int64_t row = call_.sequences[static_cast<std::size_t>(item.sequence)].row_begin + r;
@@ -252,28 +306,45 @@ void DecompressedRun::run(std::int64_t sequence_index) {
   whole.n_rows = sequence.n_rows;
   whole.chunk_begin = call_.first_key(sequence.start) / kAttentionChunk;
   whole.chunk_end = (end + kAttentionChunk - 1) / kAttentionChunk;
+  const std::int64_t n_known =
+      kept_ == nullptr ? 0 : kept_->claim(call_.layer, sequence.pages, sequence.start);
+  // Chunks of which nothing is new: a head goes through all of them in one go. This step's own rows
+  // are new, so there is always another chunk.
+  const std::int64_t first_new = std::max(whole.chunk_begin, n_known / kAttentionChunk);
   backend_.reset_claims();
   backend_.parallel(true, [&](int index, int n_members) {
     Member member = member_of(index);
-    for (std::int64_t chunk = whole.chunk_begin; chunk < whole.chunk_end; ++chunk) {
-      const std::int64_t n_tokens = std::min(kAttentionChunk, end - chunk * kAttentionChunk);
-      if (chunk > whole.chunk_begin) backend_.barrier(n_members);  // latent rows are free now
-      for (std::int64_t block = index; block * kBlockCols < n_tokens; block += n_members) {
-        backend_.check_cancel();
-        prepare_block(sequence, chunk, block, n_tokens, member.row);
-      }
-      backend_.barrier(n_members);
-      const std::int64_t claim_end = (chunk - whole.chunk_begin + 1) * n_heads_;
-      for (std::int64_t i = backend_.claim(claim_end); i >= 0; i = backend_.claim(claim_end)) {
+    std::int64_t n_claims = 0;
+    const auto claim_heads = [&](const auto& work) {
+      n_claims += n_heads_;
+      for (std::int64_t i = backend_.claim(n_claims); i >= 0; i = backend_.claim(n_claims)) {
         AttentionItem item = whole;
         item.kv_head = i % n_heads_;
         item.head_begin = item.kv_head;
-        attend_head(item, chunk, n_tokens, member);
+        work(item);
       }
+    };
+    if (first_new > whole.chunk_begin) {
+      claim_heads([&](const AttentionItem& item) {
+        for (std::int64_t c = whole.chunk_begin; c < first_new; ++c) {
+          attend_head(item, chunk_at(c, end, n_known), member);
+        }
+      });
+    }
+    for (std::int64_t c = first_new; c < whole.chunk_end; ++c) {
+      const Chunk chunk = chunk_at(c, end, n_known);
+      if (c > whole.chunk_begin) backend_.barrier(n_members);  // latent rows are free now
+      for (std::int64_t block = index; block * kBlockCols < chunk.n_new(); block += n_members) {
+        backend_.check_cancel();
+        prepare_block(sequence, chunk, block, member.row);
+      }
+      backend_.barrier(n_members);
+      claim_heads([&](const AttentionItem& item) { attend_head(item, chunk, member); });
     }
     backend_.barrier(n_members);
     finish_share(sequence, index, n_members);
   });
+  if (kept_ != nullptr) kept_->set_known(call_.layer, end);
 }
 
 void CpuBackend::attention_decompressed(const KvStore& kv, std::int64_t layer,

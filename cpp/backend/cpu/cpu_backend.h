@@ -57,6 +57,7 @@ class CpuBackend final : public Backend {
 
   std::unique_ptr<KvStore> make_kv(const KvSpec& spec) override;
   std::size_t kv_page_bytes(const KvSpec& spec) const override;
+  std::size_t kv_kept_bytes(const KvSpec& spec) const override;
   void kv_write(KvStore& kv, std::int64_t layer, std::span<const SequenceRows> sequences,
                 const Mat& k, const Mat* v) override;
   void kv_copy_page(KvStore& kv, std::int32_t from, std::int32_t to) override;
@@ -107,6 +108,9 @@ class CpuBackend final : public Backend {
   // job.
   std::int64_t claim(std::int64_t end);
   void reset_claims() { next_.store(0, std::memory_order_relaxed); }
+  bool keeps_bf16(const KvSpec& spec) const {
+    return !spec.kept.exact && table_.attention_bf16 != nullptr;
+  }
   void barrier(int n_members) {
     if (n_members > 1) pool_.barrier();
   }

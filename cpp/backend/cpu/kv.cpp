@@ -1,6 +1,7 @@
 // The KV cache: rows of the step into pages, pages copied, read in canonical order and given back.
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -54,6 +55,17 @@ void check_page(const CpuKv& kv, std::int32_t page, const char* op) {
   }
 }
 
+// Rows [begin, end) of a sequence change.
+void forget_kept(const CpuKv& kv, std::int64_t layer, std::span<const std::int32_t> pages,
+                 std::int64_t begin, std::int64_t end) {
+  const std::int64_t page_tokens = kv.spec().page_tokens;
+  const std::int64_t n_pages = static_cast<std::int64_t>(pages.size());
+  for (std::int64_t p = begin / page_tokens; p * page_tokens < end && p < n_pages; ++p) {
+    kv.kept().forget(layer, pages[static_cast<std::size_t>(p)],
+                     std::max<std::int64_t>(begin - p * page_tokens, 0));
+  }
+}
+
 // Calls row(k, v) with the stored bytes of each token in [begin, end).
 template <typename Kv, typename Row>
 void for_rows(Kv& kv, std::int64_t layer, std::span<const std::int32_t> pages, std::int64_t begin,
@@ -79,11 +91,16 @@ std::unique_ptr<KvStore> CpuBackend::make_kv(const KvSpec& spec) {
                         " and ", spec.v_width,
                         " values, need multiples of 32; use kv_type=\"f16\"");
   }
-  return std::make_unique<CpuKv>(spec);
+  return std::make_unique<CpuKv>(spec, keeps_bf16(spec));
 }
 
 std::size_t CpuBackend::kv_page_bytes(const KvSpec& spec) const {
   return kv_row_bytes(spec) * static_cast<std::size_t>(spec.page_tokens * spec.n_layers);
+}
+
+std::size_t CpuBackend::kv_kept_bytes(const KvSpec& spec) const {
+  return KeptKeys::bytes_per_layer(spec, keeps_bf16(spec)) *
+         static_cast<std::size_t>(spec.n_layers);
 }
 
 std::size_t CpuBackend::kv_row_bytes(const KvSpec& spec) const {
@@ -104,6 +121,9 @@ void CpuBackend::kv_write(KvStore& kv, std::int64_t layer, std::span<const Seque
   }
   if (v != nullptr) values = view(*v, k.rows, spec.v_width, op, "v");
   check_sequences(cache, sequences, k.rows, op);
+  for (const SequenceRows& sequence : sequences) {
+    forget_kept(cache, layer, sequence.pages, sequence.start, sequence.start + sequence.n_rows);
+  }
   const bool whole_team = k.rows * (spec.k_width + spec.v_width) > (64 << 10);
   parallel(whole_team, [&](int member, int n_members) {
     for (const SequenceRows& sequence : sequences) {
@@ -130,6 +150,7 @@ void CpuBackend::kv_copy_page(KvStore& kv, std::int32_t from, std::int32_t to) {
   check_page(cache, from, "kv_copy_page");
   check_page(cache, to, "kv_copy_page");
   if (from == to) return;
+  cache.kept().forget_all_layers(to);
   for (std::int64_t layer = 0; layer < cache.spec().n_layers; ++layer) {
     std::memcpy(cache.k_page(layer, to), cache.k_page(layer, from), cache.k_page_bytes());
     if (cache.v_page_bytes() == 0) continue;
@@ -155,6 +176,8 @@ void CpuBackend::kv_restore(KvStore& kv, std::int64_t layer, std::span<const std
   CpuKv& cache = kv_of(kv, "kv_restore");
   const std::size_t k_bytes = cache.k_row_bytes();
   const std::size_t v_bytes = cache.v_row_bytes();
+  check_layer(cache, layer, "kv_restore");
+  forget_kept(cache, layer, pages, begin, end);
   for_rows(cache, layer, pages, begin, end, "kv_restore", [&](std::uint8_t* k, std::uint8_t* v) {
     std::memcpy(k, in, k_bytes);
     if (v_bytes > 0) std::memcpy(v, in + k_bytes, v_bytes);

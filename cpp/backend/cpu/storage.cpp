@@ -60,10 +60,11 @@ std::size_t kv_bytes(KvType type, std::int64_t n) {
   fail<InternalError>("[cpu] cache type ", static_cast<int>(type));
 }
 
-CpuKv::CpuKv(const KvSpec& spec)
+CpuKv::CpuKv(const KvSpec& spec, bool keeps_bf16)
     : spec_(spec),
       k_row_bytes_(kv_bytes(spec.type, spec.k_width)),
-      v_row_bytes_(kv_bytes(spec.type, spec.v_width)) {
+      v_row_bytes_(kv_bytes(spec.type, spec.v_width)),
+      kept_(spec, keeps_bf16) {
   for (std::int64_t layer = 0; layer < spec.n_layers; ++layer) {
     k_.emplace_back(k_page_bytes() * static_cast<std::size_t>(spec.n_pages));
     v_.emplace_back(v_page_bytes() * static_cast<std::size_t>(spec.n_pages));

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "backend/cpu/kept_keys.h"
 #include "base/aligned_buffer.h"
 
 namespace moesaic::backend::cpu {
@@ -70,7 +71,7 @@ class CpuWeight final : public Weight {
 // cache's type.
 class CpuKv final : public KvStore {
  public:
-  explicit CpuKv(const KvSpec& spec);
+  CpuKv(const KvSpec& spec, bool keeps_bf16);
   const KvSpec& spec() const override { return spec_; }
 
   std::size_t k_row_bytes() const { return k_row_bytes_; }
@@ -97,6 +98,8 @@ class CpuKv final : public KvStore {
   }
   AlignedBuffer& k_slab(std::int64_t layer) { return k_[static_cast<std::size_t>(layer)]; }
   AlignedBuffer& v_slab(std::int64_t layer) { return v_[static_cast<std::size_t>(layer)]; }
+  // Also for whoever only reads the cache: what is kept can be made again.
+  KeptKeys& kept() const { return kept_; }
 
  private:
   KvSpec spec_;
@@ -104,6 +107,7 @@ class CpuKv final : public KvStore {
   std::size_t v_row_bytes_ = 0;
   std::vector<AlignedBuffer> k_;
   std::vector<AlignedBuffer> v_;  // empty buffers for MLA
+  mutable KeptKeys kept_;
 };
 
 // Bytes of n values as the cache holds them; n is a multiple of 32 for kQ8_0.

@@ -265,6 +265,7 @@ struct Ints {
   static A broadcast(const void* p) {
     return _mm512_set1_epi32(*static_cast<const std::int32_t*>(p));
   }
+  static void store_v(void* p, V x) { _mm512_store_si512(p, x); }
   static V zero_v() { return _mm512_setzero_si512(); }
   // acc + w * the four activations (dot) or the pair of sums (add_pairs) at p.
 #ifdef MOESAIC_VNNI
@@ -277,6 +278,16 @@ struct Ints {
     return acc;
   }
   static V dot_wide_v(V acc, V w, const void* p) { return dot_v(acc, w, p); }
+  // An activation for several products; the compiler would put it into each of them instead.
+  static V fetch_dword(const void* p) {
+    V a;
+    __asm__("vpbroadcastd %1, %0" : "=v"(a) : "m"(*static_cast<const std::int32_t*>(p)));
+    return a;
+  }
+  static V dot_with(V acc, V w, V a) {
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(w), "v"(a));
+    return acc;
+  }
   static V add_pairs_v(V acc, V w, const void* p) {
     __asm__("vpdpwssd %2%{1to16%}, %1, %0"
             : "+v"(acc)
@@ -360,6 +371,27 @@ struct Ints {
     _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1U << n) - 1U), x);
   }
 
+  // Sixteen bytes of each row, at(row) -> register j: dword j of every row.
+  template <class At>
+  [[gnu::always_inline]] static void turn_dwords(const At& at, V* out) {
+    V r[4];
+    for (int q = 0; q < 4; ++q) {
+      r[q] = _mm512_castsi128_si512(at(4 * q));
+      r[q] = _mm512_inserti32x4(r[q], at(4 * q + 1), 1);
+      r[q] = _mm512_inserti32x4(r[q], at(4 * q + 2), 2);
+      r[q] = _mm512_inserti32x4(r[q], at(4 * q + 3), 3);
+    }
+    const V low = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 1, 5, 9, 13, 17, 21, 25, 29);
+    const V high = _mm512_setr_epi32(2, 6, 10, 14, 18, 22, 26, 30, 3, 7, 11, 15, 19, 23, 27, 31);
+    const V a = _mm512_permutex2var_epi32(r[0], low, r[1]);
+    const V b = _mm512_permutex2var_epi32(r[2], low, r[3]);
+    const V c = _mm512_permutex2var_epi32(r[0], high, r[1]);
+    const V d = _mm512_permutex2var_epi32(r[2], high, r[3]);
+    out[0] = _mm512_shuffle_i32x4(a, b, 0x44);
+    out[1] = _mm512_shuffle_i32x4(a, b, 0xEE);
+    out[2] = _mm512_shuffle_i32x4(c, d, 0x44);
+    out[3] = _mm512_shuffle_i32x4(c, d, 0xEE);
+  }
   // 64 bytes of each row (row i at from + i * stride) -> 16 dword columns: column j of out holds
   // bytes 4 j .. 4 j + 3 of every row.
   static void transpose(const std::uint8_t* from, int stride, std::uint8_t* out) {

@@ -70,6 +70,24 @@ inline I pair_words(I a, I b) {
                        _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
 }
 
+// Rows that have been rounded before: the same numbers again.
+struct Bf16Kv {
+  static constexpr int kPerLine = 32;
+  static const void* address(const std::uint8_t* row, std::int64_t d) { return row + d * 2; }
+  static F load(const std::uint8_t* row, std::int64_t d) {
+    return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + d * 2)));
+  }
+  static F load_n(const std::uint8_t* row, std::int64_t d, int n) {
+    const auto lanes = static_cast<__mmask16>((1U << n) - 1);
+    return widen(_mm256_maskz_loadu_epi16(lanes, row + d * 2));
+  }
+
+ private:
+  static F widen(__m256i x) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
+  }
+};
+
 // Sixteen values of a row from dimension d on; zeros past its width, and for a row that is not
 // there.
 template <class Kv>
@@ -489,7 +507,21 @@ void attention_bf16(const AttentionJob& job) {
       return attention_of_groups<F16Kv<Simd>>(job);
     case KvType::kQ8_0:
       return attention_of_groups<Q8Kv<Simd>>(job);
+    case KvType::kBF16:
+      return attention_of_groups<Bf16Kv>(job);
   }
+}
+
+void floats_to_bf16(const float* x, std::int64_t n, std::uint16_t* out) {
+  std::int64_t i = 0;
+  for (; i + 32 <= n; i += 32) {
+    _mm512_storeu_si512(out + i, to_bf16(_mm512_loadu_ps(x + i), _mm512_loadu_ps(x + i + 16)));
+  }
+  if (i == n) return;
+  const auto lanes = static_cast<__mmask32>((1ULL << (n - i)) - 1);
+  const F low = _mm512_maskz_loadu_ps(static_cast<__mmask16>(lanes), x + i);
+  const F high = _mm512_maskz_loadu_ps(static_cast<__mmask16>(lanes >> 16), x + i + 16);
+  _mm512_mask_storeu_epi16(out + i, lanes, to_bf16(low, high));
 }
 
 }  // namespace
@@ -497,7 +529,9 @@ void attention_bf16(const AttentionJob& job) {
 void fill_bf16(Table& table) {
   const char* wanted = std::getenv("MOESAIC_BF16");
   if (wanted != nullptr && std::string_view(wanted) == "0") return;
-  if (__builtin_cpu_supports("avx512bf16")) table.attention_bf16 = attention_bf16;
+  if (!__builtin_cpu_supports("avx512bf16")) return;
+  table.attention_bf16 = attention_bf16;
+  table.to_bf16 = floats_to_bf16;
 }
 
 }  // namespace moesaic::kernels::avx512vnni

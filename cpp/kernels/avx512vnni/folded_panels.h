@@ -1,11 +1,16 @@
-// Panels of Q2_K and Q3_K for many columns: sixteen rows are transposed while they are packed (a
-// quarter of the shuffles), then the two-bit fields of a register look their products with the
-// sub-scales up, sixteen rows at once: a table of four bytes for each row and group. Gives the
-// bytes that x86/super_many.h gives by way of fold(), in fewer instructions and without a detour
-// through memory. Layouts: quant/q2_k.h, quant/q3_k.h.
+// Q2_K and Q3_K for many columns: sixteen rows are turned as they are stored (a quarter of the
+// shuffles that their unpacked values would take), then the two-bit fields of a register look their
+// products with the sub-scales up, sixteen rows at once: a table of four bytes for each row and
+// group. Gives the bytes that x86/super_many.h gives by way of fold(), in fewer instructions and
+// without a detour through memory; for a few columns they need not go to a panel at all
+// (x86/super_direct.h).
+//
+// A type gives: kPieces, offsets of sixteen bytes of a block, which together are all of it; Turned,
+// a block of sixteen rows, whose `dwords` are those pieces with the rows in lanes; complete(),
+// which makes the rest of it from them; each_eighth(), which calls put(i, x) with x the dword i of
+// every row of n such blocks, i from 8 eighth to 8 eighth + 7; each_pair(), which calls put for the
+// eight pairs of minima of one. Layouts: quant/q2_k.h, quant/q3_k.h.
 #pragma once
-
-#include <cstring>
 
 #include "kernels/avx512vnni/k_scales.h"
 
@@ -14,127 +19,85 @@ namespace moesaic::kernels::avx512vnni {
 struct SixteenRows {
   using I = __m512i;
 
-  // 64 bytes of each row -> register j: dword j of every row.
-  template <class At>
-  [[gnu::always_inline]] static void dwords(const At& row, I* out) {
-    Ints::transpose_rows(row, reinterpret_cast<std::uint8_t*>(out));
-  }
-  // The same for 32 bytes of each.
-  template <class At>
-  [[gnu::always_inline]] static void eight_dwords(const At& row, I* out) {
-    I half[2][4];  // of rows 0 .. 7 and 8 .. 15, four of them in a 128-bit group
-    for (int h = 0; h < 2; ++h) {
-      I r[4];
-      for (int i = 0; i < 4; ++i) r[i] = Ints::pair32(row(8 * h + i), row(8 * h + 4 + i));
-      const I a = _mm512_unpacklo_epi32(r[0], r[1]);
-      const I b = _mm512_unpackhi_epi32(r[0], r[1]);
-      const I c = _mm512_unpacklo_epi32(r[2], r[3]);
-      const I d = _mm512_unpackhi_epi32(r[2], r[3]);
-      half[h][0] = _mm512_unpacklo_epi64(a, c);
-      half[h][1] = _mm512_unpackhi_epi64(a, c);
-      half[h][2] = _mm512_unpacklo_epi64(b, d);
-      half[h][3] = _mm512_unpackhi_epi64(b, d);
-    }
-    for (int j = 0; j < 4; ++j) {
-      out[j] = _mm512_shuffle_i32x4(half[0][j], half[1][j], 0x88);
-      out[4 + j] = _mm512_shuffle_i32x4(half[0][j], half[1][j], 0xDD);
-    }
-  }
-  // Sixteen bytes of each row -> register j: dword j of every row.
-  template <class At>
-  [[gnu::always_inline]] static void four_dwords(const At& bytes, I* out) {
-    I r[4];
-    for (int q = 0; q < 4; ++q) {
-      r[q] = _mm512_castsi128_si512(bytes(4 * q));
-      r[q] = _mm512_inserti32x4(r[q], bytes(4 * q + 1), 1);
-      r[q] = _mm512_inserti32x4(r[q], bytes(4 * q + 2), 2);
-      r[q] = _mm512_inserti32x4(r[q], bytes(4 * q + 3), 3);
-    }
-    const I low = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 1, 5, 9, 13, 17, 21, 25, 29);
-    const I high = _mm512_setr_epi32(2, 6, 10, 14, 18, 22, 26, 30, 3, 7, 11, 15, 19, 23, 27, 31);
-    const I a = _mm512_permutex2var_epi32(r[0], low, r[1]);
-    const I b = _mm512_permutex2var_epi32(r[2], low, r[3]);
-    const I c = _mm512_permutex2var_epi32(r[0], high, r[1]);
-    const I d = _mm512_permutex2var_epi32(r[2], high, r[3]);
-    out[0] = _mm512_shuffle_i32x4(a, b, 0x44);
-    out[1] = _mm512_shuffle_i32x4(a, b, 0xEE);
-    out[2] = _mm512_shuffle_i32x4(c, d, 0x44);
-    out[3] = _mm512_shuffle_i32x4(c, d, 0xEE);
-  }
-  // Fields of two bits as numbers of bytes in their row's part of a 128-bit group.
-  template <int shift>
-  [[gnu::always_inline]] static I fields(I packed) {
+  // Fields of two bits, `shift` bits up, as numbers of bytes in their row's part of a 128-bit
+  // group.
+  [[gnu::always_inline]] static I fields(I packed, I shift) {
     const I part = _mm512_broadcast_i32x4(_mm_setr_epi32(0, 0x04040404, 0x08080808, 0x0C0C0C0C));
-    const I moved = shift == 0 ? packed : _mm512_srli_epi32(packed, shift);
-    return _mm512_ternarylogic_epi32(moved, Ints::set1(3), part, 0xEA);  // moved & 3 | part
+    return _mm512_ternarylogic_epi32(_mm512_srlv_epi32(packed, shift), Ints::set1(3), part,
+                                     0xEA);  // moved & 3 | part
   }
-  // each<h, j>() for values 128 h + 32 j .. 128 h + 32 j + 31: bits 2 j, 2 j + 1 of bytes 32 h ..
-  // 32 h + 31.
-  template <class Each>
-  [[gnu::always_inline]] static void all_quarters(const Each& each) {
-    four_quarters<0>(each);
-    four_quarters<1>(each);
+  // Byte number i of every dword.
+  [[gnu::always_inline]] static I byte_of(I x, int i) {
+    return _mm512_and_si512(_mm512_srl_epi32(x, _mm_cvtsi32_si128(8 * i)), _mm512_set1_epi32(255));
   }
-  template <int h, class Each>
-  [[gnu::always_inline]] static void four_quarters(const Each& each) {
-    each.template operator()<h, 0>();
-    each.template operator()<h, 1>();
-    each.template operator()<h, 2>();
-    each.template operator()<h, 3>();
+  // Sixteen numbers of f16, those in the lower or the upper halves of the dwords.
+  [[gnu::always_inline]] static __m512 low_halves(I x) {
+    return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(x));
   }
-  static void put(void* out, I x) { _mm512_store_si512(out, x); }
+  [[gnu::always_inline]] static __m512 high_halves(I x) {
+    return low_halves(_mm512_srli_epi32(x, 16));
+  }
 };
+
+// Values 32 e .. 32 e + 31 of a block are bits 2 (e % 4) and the next one of bytes 32 (e / 4) ..
+// 32 (e / 4) + 31 of qs: an eighth of the block, two groups.
 
 struct PanelQ2K : Q2K<Ints> {
   static constexpr bool kFillsPanels = true;
   static constexpr int kManyFrom = 3;
+  static constexpr int kDirectTo = 32;  // columns up to which no panel is faster (Zen 5)
 
-  template <class PanelBlock>
-  static void fill_panel(const std::uint8_t* const* rows, std::int64_t b, PanelBlock& out) {
-    using I = __m512i;
-    const auto block = [&](int i) -> const Block& {
-      return *reinterpret_cast<const Block*>(rows[i] + b * kBytes);
-    };
-    I packed[16];
-    SixteenRows::dwords([&](int i) { return block(i).qs; }, packed);
-    I nibbles[4];  // scales low, minima high
-    SixteenRows::four_dwords([&](int i) { return Ints::load128(block(i).scales); }, nibbles);
-
-    const I low = _mm512_set1_epi32(0x0000000F);
-    const I high = _mm512_set1_epi32(0x000F0000);
-    for (int g = 0; g < 4; ++g) {
-      const auto pair = [&](I first, I second) {
-        return _mm512_ternarylogic_epi32(_mm512_and_si512(first, low), second, high, 0xF8);
-      };
-      const I x = nibbles[g];
-      SixteenRows::put(out.pair[2 * g], pair(_mm512_srli_epi32(x, 4), _mm512_slli_epi32(x, 4)));
-      SixteenRows::put(out.pair[2 * g + 1],
-                       pair(_mm512_srli_epi32(x, 20), _mm512_srli_epi32(x, 12)));
-    }
-    SixteenRows::all_quarters([&]<int h, int j>() { quarter<h, j>(packed, nibbles, out.value); });
-
-    alignas(64) std::uint32_t floats[16];
-    for (int i = 0; i < 16; ++i) std::memcpy(floats + i, &block(i).d, 4);
-    const I both = _mm512_load_si512(floats);
-    _mm512_store_ps(out.d, _mm512_cvtph_ps(_mm512_cvtepi32_epi16(both)));
-    _mm512_store_ps(out.dmin, _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(both, 16))));
+  static constexpr int kPieces[] = {0, 16, 32, 48, 64, 68};
+  struct Turned {
+    __m512i dwords[24];
+    __m512 d;
+    __m512 dmin;
+    const __m512i* nibbles() const { return dwords; }  // scales low, minima high
+    const __m512i* packed() const { return dwords + 4; }
+  };
+  [[gnu::always_inline]] static void complete(Turned& t) {
+    t.d = SixteenRows::low_halves(t.dwords[23]);
+    t.dmin = SixteenRows::high_halves(t.dwords[23]);
   }
 
- private:
-  template <int h, int j, class Values>
-  [[gnu::always_inline]] static void quarter(const __m512i* packed, const __m512i* nibbles,
-                                             Values& value) {
+  template <int n, class Put>
+  [[gnu::always_inline]] static void each_eighth(const Turned* t, int eighth, const Put& put) {
+    using I = __m512i;
+    const I shift = _mm512_set1_epi32(eighth % 4 * 2);
+#pragma GCC unroll 2
     for (int k = 0; k < 2; ++k) {
-      constexpr int kGroup = 8 * h + 2 * j;
-      const __m512i scale = _mm512_and_si512(
-          _mm512_srl_epi32(nibbles[kGroup / 4], _mm_cvtsi32_si128((kGroup % 4 + k) * 8)),
-          _mm512_set1_epi32(15));
-      const __m512i products = _mm512_mullo_epi32(scale, _mm512_set1_epi32(0x03020100));
-      for (int l = 4 * k; l < 4 * k + 4; ++l) {
-        SixteenRows::put(
-            value[32 * h + 8 * j + l][0],
-            _mm512_shuffle_epi8(products, SixteenRows::fields<2 * j>(packed[8 * h + l])));
+      I products[n];
+      for (int i = 0; i < n; ++i) {
+        const I scale =
+            _mm512_and_si512(SixteenRows::byte_of(t[i].nibbles()[eighth / 2], eighth % 2 * 2 + k),
+                             _mm512_set1_epi32(15));
+        products[i] = _mm512_mullo_epi32(scale, _mm512_set1_epi32(0x03020100));
       }
+#pragma GCC unroll 4
+      for (int l = 4 * k; l < 4 * k + 4; ++l) {
+        I x[n];
+        for (int i = 0; i < n; ++i) {
+          const I packed = t[i].packed()[eighth / 4 * 8 + l];
+          x[i] = _mm512_shuffle_epi8(products[i], SixteenRows::fields(packed, shift));
+        }
+        put(8 * eighth + l, x);
+      }
+    }
+  }
+
+  template <class Put>
+  [[gnu::always_inline]] static void each_pair(const Turned& t, const Put& put) {
+    using I = __m512i;
+    const I low = _mm512_set1_epi32(0x0000000F);
+    const I high = _mm512_set1_epi32(0x000F0000);
+    const auto pair = [&](I first, I second) {
+      return _mm512_ternarylogic_epi32(_mm512_and_si512(first, low), second, high, 0xF8);
+    };
+#pragma GCC unroll 4
+    for (int g = 0; g < 4; ++g) {
+      const I x = t.nibbles()[g];
+      put(2 * g, pair(_mm512_srli_epi32(x, 4), _mm512_slli_epi32(x, 4)));
+      put(2 * g + 1, pair(_mm512_srli_epi32(x, 20), _mm512_srli_epi32(x, 12)));
     }
   }
 };
@@ -142,47 +105,66 @@ struct PanelQ2K : Q2K<Ints> {
 struct PanelQ3K : FastQ3K {
   static constexpr bool kFillsPanels = true;
   static constexpr int kManyFrom = 3;
+  static constexpr int kDirectTo = 16;  // columns up to which no panel is faster (Zen 5)
 
-  template <class PanelBlock>
-  static void fill_panel(const std::uint8_t* const* rows, std::int64_t b, PanelBlock& out) {
+  static constexpr int kPieces[] = {0, 16, 32, 48, 64, 80, 94};
+  struct Turned {
+    __m512i dwords[28];
+    __m512i scales[4];  // as stored, 32 more than they are
+    __m512 d;
+    const __m512i* high() const { return dwords; }
+    const __m512i* packed() const { return dwords + 8; }
+  };
+  // The last piece is two bytes of qs, twelve of scales, d. Scale i: nibble i / 8 of byte i % 8 of
+  // the twelve, above it bits 2 (i / 4) of byte 8 + i % 4.
+  [[gnu::always_inline]] static void complete(Turned& t) {
     using I = __m512i;
-    const auto block = [&](int i) -> const Block& {
-      return *reinterpret_cast<const Block*>(rows[i] + b * kBytes);
+    const I* last = t.dwords + 24;
+    I bytes[3];
+    for (int i = 0; i < 3; ++i) {
+      bytes[i] =
+          _mm512_or_si512(_mm512_srli_epi32(last[i], 16), _mm512_slli_epi32(last[i + 1], 16));
+    }
+    const auto scale = [&](I low, I high) {
+      const I nibble = _mm512_and_si512(low, Ints::set1(15));
+      return _mm512_ternarylogic_epi32(nibble, high, Ints::set1(0x30), 0xF8);
     };
-    I packed[16];
-    SixteenRows::dwords([&](int i) { return block(i).qs; }, packed);
-    I high[8];
-    SixteenRows::eight_dwords([&](int i) { return block(i).hmask; }, high);
-    I scales[4];
-    SixteenRows::four_dwords([&](int i) { return stored_scales(block(i)); }, scales);
-    SixteenRows::all_quarters(
-        [&]<int h, int j>() { quarter<h, j>(packed, high, scales, out.value); });
-    alignas(32) std::uint16_t d[16];
-    for (int i = 0; i < 16; ++i) d[i] = block(i).d;
-    Ints::store_floats(d, -kFactor, out.d);
+    t.scales[0] = scale(bytes[0], _mm512_slli_epi32(bytes[2], 4));
+    t.scales[1] = scale(bytes[1], _mm512_slli_epi32(bytes[2], 2));
+    t.scales[2] = scale(_mm512_srli_epi32(bytes[0], 4), bytes[2]);
+    t.scales[3] = scale(_mm512_srli_epi32(bytes[1], 4), _mm512_srli_epi32(bytes[2], 2));
+    t.d = _mm512_mul_ps(SixteenRows::high_halves(last[3]), _mm512_set1_ps(-kFactor));
   }
 
- private:
-  // 128 - (value - 4) scale, the value's third bit being bit 4 h + j of hmask. With u the stored
-  // scale, 32 more than the scale: without that bit, of the lower two bits v, this is
-  // (4 - v) u + 32 v; with it, 4 u - 128 less, modulo 256.
-  template <int h, int j, class Values>
-  [[gnu::always_inline]] static void quarter(const __m512i* packed, const __m512i* high,
-                                             const __m512i* scales, Values& value) {
+  // 128 - (value - 4) scale, the value's third bit being bit `eighth` of hmask. With u the stored
+  // scale: without that bit, of the lower two bits v, this is (4 - v) u + 32 v; with it, 4 u - 128
+  // less, modulo 256.
+  template <int n, class Put>
+  [[gnu::always_inline]] static void each_eighth(const Turned* t, int eighth, const Put& put) {
+    using I = __m512i;
+    const I shift = _mm512_set1_epi32(eighth % 4 * 2);
+    const I bit = Ints::set1(1 << eighth);
+#pragma GCC unroll 2
     for (int k = 0; k < 2; ++k) {
-      constexpr int kGroup = 8 * h + 2 * j;
-      const __m512i u = _mm512_and_si512(
-          _mm512_srl_epi32(scales[kGroup / 4], _mm_cvtsi32_si128((kGroup % 4 + k) * 8)),
-          _mm512_set1_epi32(255));
-      const __m512i products = _mm512_add_epi8(_mm512_mullo_epi32(u, _mm512_set1_epi32(0x01020304)),
-                                               _mm512_set1_epi32(0x60402000));
-      const __m512i four =
-          _mm512_add_epi8(_mm512_mullo_epi32(u, _mm512_set1_epi32(0x04040404)), Ints::set1(128));
+      I products[n];
+      I four[n];
+      for (int i = 0; i < n; ++i) {
+        const I u = SixteenRows::byte_of(t[i].scales[eighth / 2], eighth % 2 * 2 + k);
+        products[i] = _mm512_add_epi8(_mm512_mullo_epi32(u, _mm512_set1_epi32(0x01020304)),
+                                      _mm512_set1_epi32(0x60402000));
+        four[i] =
+            _mm512_add_epi8(_mm512_mullo_epi32(u, _mm512_set1_epi32(0x04040404)), Ints::set1(128));
+      }
+#pragma GCC unroll 4
       for (int l = 4 * k; l < 4 * k + 4; ++l) {
-        const __m512i x =
-            _mm512_shuffle_epi8(products, SixteenRows::fields<2 * j>(packed[8 * h + l]));
-        const __mmask64 third = _mm512_test_epi8_mask(high[l], Ints::set1(1 << (4 * h + j)));
-        SixteenRows::put(value[32 * h + 8 * j + l][0], _mm512_mask_sub_epi8(x, third, x, four));
+        I x[n];
+        for (int i = 0; i < n; ++i) {
+          const I packed = t[i].packed()[eighth / 4 * 8 + l];
+          const I y = _mm512_shuffle_epi8(products[i], SixteenRows::fields(packed, shift));
+          const __mmask64 third = _mm512_test_epi8_mask(t[i].high()[l], bit);
+          x[i] = _mm512_mask_sub_epi8(y, third, y, four[i]);
+        }
+        put(8 * eighth + l, x);
       }
     }
   }

@@ -269,6 +269,8 @@ void attention(const AttentionJob& job) {
       return attention_of<S, F16Kv<S>>(job);
     case KvType::kQ8_0:
       return attention_of<S, Q8Kv<S>>(job);
+    case KvType::kBF16:
+      return;  // attention_bf16's
   }
 }
 

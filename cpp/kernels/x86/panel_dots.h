@@ -116,11 +116,10 @@ struct NextPanel {
   }
 };
 
-// The rows after those of the panel at row r.
-template <class X>
-NextPanel next_panel(const MatmulJob& job, std::int64_t r) {
-  const std::int64_t begin = r + X::kRows < job.n_rows ? r + X::kRows : job.n_rows;
-  const std::int64_t end = begin + X::kRows < job.n_rows ? begin + X::kRows : job.n_rows;
+// The rows [begin, +n) of a job, as far as there are any.
+inline NextPanel panel_from(const MatmulJob& job, std::int64_t begin, std::int64_t n) {
+  if (begin > job.n_rows) begin = job.n_rows;
+  const std::int64_t end = begin + n < job.n_rows ? begin + n : job.n_rows;
   const auto row_bytes = static_cast<std::int64_t>(job.weight_row_bytes);
   return {job.weight + begin * row_bytes, (end - begin) * row_bytes};
 }

@@ -153,7 +153,7 @@ void small_many(const MatmulJob& job, const PackedCols& cols) {
   for (std::int64_t r = 0; r < job.n_rows; r += X::kRows) {
     const int n_rows = job.n_rows - r < X::kRows ? static_cast<int>(job.n_rows - r) : X::kRows;
     SmallPanel<X, T>::fill(job, r, n_rows, panel);
-    const NextPanel next = next_panel<X>(job, r);
+    const NextPanel next = panel_from(job, r + X::kRows, X::kRows);
     for_each_tile<X>(cols.n_cols, SmallTiles<X, T>{job, cols, panel, r, n_rows, next});
   }
 }

@@ -6,6 +6,7 @@
 
 #include "kernels/x86/pack.h"
 #include "kernels/x86/panel_dots.h"
+#include "kernels/x86/super_direct.h"
 #include "kernels/x86/super_types.h"
 
 namespace moesaic::kernels {
@@ -43,11 +44,25 @@ struct SuperPanel {
     }
     for (std::int64_t b = 0; b < job.k / kChunk; ++b) {
       if constexpr (T::kFillsPanels) {
-        T::fill_panel(rows, b, panel[b]);
+        fill_turned(rows, b, panel[b]);
       } else {
         fill_block(rows, b, panel[b]);
       }
     }
+  }
+
+  static void fill_turned(const std::uint8_t* const* rows, std::int64_t b, Block& out) {
+    typename T::Turned turned;
+    turn<X, T>(rows, b, turned);
+    for (int eighth = 0; eighth < 8; ++eighth) {
+      T::template each_eighth<1>(
+          &turned, eighth, [&](int i, const typename X::V* x) { X::store_v(out.value[i][0], *x); });
+    }
+    if constexpr (T::kHasMin) {
+      T::each_pair(turned, [&](int g, typename X::V x) { X::store_v(out.pair[g][0], x); });
+      X::store_f(out.dmin, turned.dmin, kRows);
+    }
+    X::store_f(out.d, turned.d, kRows);
   }
 
   static void fill_block(const std::uint8_t* const* rows, std::int64_t b, Block& out) {
@@ -190,11 +205,15 @@ struct SuperTiles {
 
 template <class X, class T>
 void super_many(const MatmulJob& job, const PackedCols& cols) {
+  if constexpr (T::kFillsPanels) {
+    if (cols.n_cols <= X::kColTile) return SuperDirect<X, T, 2>(job, cols).run();
+    if (cols.n_cols <= T::kDirectTo) return SuperDirect<X, T, 1>(job, cols).run();
+  }
   auto* panel = reinterpret_cast<typename SuperPanel<X, T>::Block*>(job.scratch);
   for (std::int64_t r = 0; r < job.n_rows; r += X::kRows) {
     const int n_rows = job.n_rows - r < X::kRows ? static_cast<int>(job.n_rows - r) : X::kRows;
     SuperPanel<X, T>::fill(job, r, n_rows, panel);
-    const NextPanel next = next_panel<X>(job, r);
+    const NextPanel next = panel_from(job, r + X::kRows, X::kRows);
     for_each_tile<X>(cols.n_cols, SuperTiles<X, T>{job, cols, panel, r, n_rows, next});
   }
 }

@@ -17,8 +17,9 @@
 //   values<c>()          bytes 64 c .. 64 c + 63
 //   scales(), mins()     sixteen signed bytes, one per 16 values
 //   d(), dmin()          bits of the stored f16
-//   kFillsPanels         it has a way of its own to fill a panel's block: fill_panel()
-//                        (avx512vnni/folded_panels.h)
+//   kFillsPanels         it has a way of its own to a panel's block: turn(), each_value(), ...
+//                        (avx512vnni/folded_panels.h); kDirectTo: columns up to which they go
+//                        without one
 //   kManyFrom            columns from which panels are faster, where not X::kManyFrom
 //   kQuads               it unpacks four groups of 32 at a time for few columns: unpack_quad(),
 //                        group_scales() (avx512vnni/nibbles.h)

@@ -23,7 +23,8 @@ struct Setting {
   Qtype v_type = Qtype::kF32;
   KvType kv_type = KvType::kF32;
   std::int64_t window = 0;
-  bool exact = true;  // else products of bf16 where the table has them
+  bool exact = true;      // else products of bf16 where the table has them
+  std::int64_t kept = 0;  // positions whose keys and values are kept
 };
 
 class Scene {
@@ -34,12 +35,14 @@ class Scene {
     spec.k_width = kLora + kRope;
     spec.type = setting.kv_type;
     spec.page_tokens = 64;
-    spec.n_pages = n / 64 + 1;
+    spec.n_pages = 2 * (n / 64 + 1);
+    spec.kept = {setting.kept, kHeads, kNope + kRope, kValue, setting.exact};
     kv_ = rig->make_kv(spec);
     for (std::int64_t p = spec.n_pages - 1; p >= 0; --p) {
-      pages_.push_back(static_cast<std::int32_t>(p));
+      pages[static_cast<std::size_t>(p % 2)].push_back(static_cast<std::int32_t>(p));
     }
     rows_ = random_values(n * spec.k_width, 81);
+    other_rows_ = random_values(n * spec.k_width, 91);
     q_ = random_values(n * kHeads * (kNope + kRope), 82);
     const std::vector<float> w_k = random_values(kHeads * kNope * kLora, 83, 0.2F);
     const std::vector<float> w_v = random_values(kHeads * kValue * kLora, 84, 0.2F);
@@ -55,21 +58,49 @@ class Scene {
     spec_.window = setting.window;
     spec_.exact = setting.exact;
   }
-  std::vector<float> step(std::int64_t begin, std::int64_t end) {
+  // Positions of sequence 0, or of the other one, with rows of one or another content.
+  std::vector<float> step(std::int64_t begin, std::int64_t end, std::size_t sequence = 0,
+                          bool others = false) {
     const std::int64_t n = end - begin;
-    const SequenceRows rows{0, n, begin, pages_};
-    rig_->kv_write(*kv_, 0, {&rows, 1}, rig_.mat(n, kLora + kRope, part(rows_, begin, end)),
+    const SequenceRows rows{0, n, begin, pages[sequence]};
+    const std::vector<float>& content = others ? other_rows_ : rows_;
+    rig_->kv_write(*kv_, 0, {&rows, 1}, rig_.mat(n, kLora + kRope, part(content, begin, end)),
                    nullptr);
+    return attend({&rows, 1}, part(q_, begin, end));
+  }
+  // One more row of each sequence, at two positions, in one step.
+  std::vector<float> step_of_both(std::int64_t at, std::int64_t other_at) {
+    const SequenceRows rows[] = {{0, 1, at, pages[0]}, {1, 1, other_at, pages[1]}};
+    std::vector<float> content = part(rows_, at, at + 1);
+    std::vector<float> q = part(q_, at, at + 1);
+    const std::vector<float> other = part(other_rows_, other_at, other_at + 1);
+    const std::vector<float> other_q = part(q_, other_at, other_at + 1);
+    content.insert(content.end(), other.begin(), other.end());
+    q.insert(q.end(), other_q.begin(), other_q.end());
+    rig_->kv_write(*kv_, 0, rows, rig_.mat(2, kLora + kRope, content), nullptr);
+    return attend(rows, q);
+  }
+  std::vector<float> attend(std::span<const SequenceRows> sequences, const std::vector<float>& q) {
+    const std::int64_t n = static_cast<std::int64_t>(q.size()) / (kHeads * (kNope + kRope));
     const Mat out = rig_.mat(n, kWidth, 4);
-    rig_->attention_decompressed(*kv_, 0, spec_, {&rows, 1}, *w_k_, *w_v_,
-                                 rig_.mat(n, kHeads * (kNope + kRope), part(q_, begin, end), 1),
-                                 out);
+    rig_->attention_decompressed(*kv_, 0, spec_, sequences, *w_k_, *w_v_,
+                                 rig_.mat(n, kHeads * (kNope + kRope), q, 1), out);
     return rig_.get(out);
   }
+  // The first n rows of sequence 1 over those of sequence 0.
+  void restore(std::int64_t n) {
+    std::vector<std::uint8_t> bytes(static_cast<std::size_t>(n) * rig_->kv_row_bytes(kv_->spec()));
+    rig_->kv_read(*kv_, 0, pages[1], 0, n, bytes.data());
+    rig_->kv_restore(*kv_, 0, pages[0], 0, n, bytes.data());
+  }
+  void copy_page(std::int32_t from, std::int32_t to) { rig_->kv_copy_page(*kv_, from, to); }
+  void release_page(std::int32_t page) { rig_->kv_release(*kv_, {&page, 1}); }
+
+  std::vector<std::int32_t> pages[2];  // of the two sequences
   // The absorbed form of the same rows: q' = W_k^T q_nope, then values through w_v.
   std::vector<float> absorbed(std::int64_t begin, std::int64_t end) {
     const std::int64_t n = end - begin;
-    const SequenceRows rows{0, n, begin, pages_};
+    const SequenceRows rows{0, n, begin, pages[0]};
     std::vector<float> q;
     for (std::int64_t i = begin * kHeads; i < end * kHeads; ++i) {
       const float* head = q_.data() + i * (kNope + kRope);
@@ -145,8 +176,8 @@ class Scene {
   std::int64_t n_;
   AttentionSpec spec_;
   std::unique_ptr<KvStore> kv_;
-  std::vector<std::int32_t> pages_;
   std::vector<float> rows_;
+  std::vector<float> other_rows_;
   std::vector<float> q_;
   const Weight* w_k_;
   const Weight* w_v_;
@@ -208,6 +239,66 @@ TEST_P(Decompressed, BitsDependOnNothingElse) {
       at += count;
     }
     ASSERT_EQ(at, n);
+  }
+}
+
+// Whatever is done to the cache between the steps of a prompt.
+TEST_P(Decompressed, KeptKeysChangeNothing) {
+  for (const bool is_exact : {true, false}) {
+    const std::int64_t n = 1700;
+    Setting setting{Qtype::kQ8_0, Qtype::kF16, KvType::kF16, 0, is_exact};
+    Rig plain_rig(GetParam());
+    Scene plain(plain_rig, setting, n);
+    setting.kept = 1100;  // two whole chunks
+    Rig rig(GetParam());
+    Scene kept(rig, setting, n);
+    const auto same = [&](const char* what, const auto& step) {
+      expect_same_bits(step(kept), step(plain), what);
+    };
+    const auto both = [&](const auto& change) {
+      change(kept);
+      change(plain);
+    };
+    same("a prompt begins", [](Scene& s) { return s.step(0, 600); });
+    same("and goes on", [](Scene& s) { return s.step(600, 640); });
+    same("over a chunk's end", [](Scene& s) { return s.step(640, 1100); });
+    same("beyond the room", [](Scene& s) { return s.step(1100, 1300); });
+    same("deep", [](Scene& s) { return s.step(1300, 1301); });
+    same("cut off and other rows", [](Scene& s) { return s.step(550, 700, 0, true); });
+    same("another sequence", [](Scene& s) { return s.step(0, 520, 1, true); });
+    same("and the first again", [](Scene& s) { return s.step(700, 760); });
+    both([](Scene& s) { std::copy_n(s.pages[0].begin(), 4, s.pages[1].begin()); });
+    same("a shared prefix", [](Scene& s) { return s.step(256, 800, 1, true); });
+    same("from the other side", [](Scene& s) { return s.step(760, 800); });
+    both([](Scene& s) { s.copy_page(s.pages[1][5], s.pages[0][5]); });
+    same("a page copied over", [](Scene& s) { return s.step(800, 850); });
+    both([](Scene& s) { s.restore(700); });
+    same("rows read back", [](Scene& s) { return s.step(850, 900); });
+    same("two at once", [](Scene& s) { return s.step_of_both(900, 800); });
+    same("two at once, again", [](Scene& s) { return s.step_of_both(901, 801); });
+    same("from the start", [](Scene& s) { return s.step(0, 70, 0, true); });
+  }
+}
+
+// Pages given back are zeros: who still gives the old results did not look at them.
+TEST_P(Decompressed, KeptKeysAreUsed) {
+  for (const bool is_exact : {true, false}) {
+    Setting setting{Qtype::kQ8_0, Qtype::kF16, KvType::kF32, 0, is_exact, 512};
+    Rig plain_rig(GetParam());
+    Scene plain(plain_rig, setting, 600);
+    Rig rig(GetParam());
+    Scene scene(rig, setting, 600);
+    plain.step(0, 400);
+    scene.step(0, 400);
+    for (std::size_t page = 0; page < 4; ++page) scene.release_page(scene.pages[0][page]);
+    const std::vector<float> want = plain.step(400, 580);
+    expect_same_bits(scene.step(400, 580), want, "kept");
+    setting.kept = 0;
+    Rig other_rig(GetParam());
+    Scene without(other_rig, setting, 600);
+    without.step(0, 400);
+    for (std::size_t page = 0; page < 4; ++page) without.release_page(without.pages[0][page]);
+    EXPECT_NE(without.step(400, 580), want);
   }
 }
 

@@ -56,6 +56,23 @@ void expect_exact(const model::ModelFile& model, const model::LoadOptions& load,
   }
 }
 
+TEST(Cost, KeptKeysAreWhatTheLoaderTakes) {
+  int n_with = 0;
+  for (const std::string& path : family_files()) {
+    SCOPED_TRACE(path);
+    const model::ModelFile model = model::understand(gguf::File::open(path));
+    model::LoadOptions load;
+    load.kept_tokens = 700;
+    const ModelCost cost = model_cost(model, load);
+    const auto nodes = nodes_of({1, 2});
+    const PlanOptions options{.n_ctx = 1000, .kv_tokens = 1000};
+    const Plan plan = evaluate_plan(cost, nodes, {1, model.config.n_layers}, options);
+    expect_exact(model, load, nodes, plan);
+    n_with += cost.kept_bytes(1000) > 0 ? 1 : 0;
+  }
+  EXPECT_GE(n_with, 2) << "none of the families has MLA";
+}
+
 TEST(Cost, PlansTakeWhatTheLoaderTakes) {
   const std::vector<std::string> paths = family_files();
   ASSERT_GE(paths.size(), 15U);

@@ -123,6 +123,23 @@ TEST(Plan, MemoryIsAHardBound) {
   }
 }
 
+// Kept keys are scratch where there is room for them, and never a reason to refuse.
+TEST(Plan, KeptKeysOnlyWhereTheyFit) {
+  ModelCost model = made_up(4);
+  const Plan plain = make_plan(model, {node(4e9), node(4e9)}, {.n_ctx = 4096});
+  model.kept_bytes = [](std::int64_t n_ctx) { return 1e3 * static_cast<double>(n_ctx); };
+  const Plan roomy = make_plan(model, {node(4e9), node(4e9)}, {.n_ctx = 4096});
+  ASSERT_EQ(ends_of(roomy), ends_of(plain));
+  for (std::size_t i = 0; i < 2; ++i) {
+    EXPECT_DOUBLE_EQ(roomy.nodes[i].scratch_bytes, plain.nodes[i].scratch_bytes + 2 * 1e3 * 4096);
+  }
+  const double least = (plain.nodes[0].total_bytes() + 1e6) / 0.95;
+  const Plan tight = make_plan(model, {node(least), node(4e9)}, {.n_ctx = 4096});
+  ASSERT_EQ(ends_of(tight), ends_of(plain));
+  EXPECT_DOUBLE_EQ(tight.nodes[0].scratch_bytes, plain.nodes[0].scratch_bytes);
+  EXPECT_DOUBLE_EQ(tight.nodes[1].scratch_bytes, roomy.nodes[1].scratch_bytes);
+}
+
 TEST(Plan, NodesWithoutRoomAndNodesPastTheLayersAreLeftOut) {
   const Plan small = make_plan(made_up(6), {node(2e9), node(60e6), node(2e9)}, {.n_ctx = 4096});
   EXPECT_EQ(n_layers_of(small.nodes[1]), 0);

@@ -190,6 +190,18 @@ TEST_P(Matmul, EveryTableGivesTheBitsOfTheGenericOne) {
   }
 }
 
+// However many there are: tiles of every width, one, two and three of them.
+TEST_P(Matmul, EveryNumberOfColumns) {
+  const quant::Qtype type = GetParam();
+  for (std::int64_t n_cols = 1; n_cols <= 36; ++n_cols) {
+    const Operands in(type, 35, n_cols, row_length(type, 3), 7);
+    const std::vector<float> expected = run(table_by_name("generic"), in, false);
+    for (const Table* table : available_tables()) {
+      ASSERT_TRUE(same_bits(run(*table, in, true), expected)) << table->isa << " " << n_cols;
+    }
+  }
+}
+
 TEST_P(Matmul, ExtremeCodesDoNotOverflow) {
   const quant::Qtype type = GetParam();
   if (quant::traits(type).block_elems == 1) return;  // float weights have no codes

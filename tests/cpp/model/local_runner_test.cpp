@@ -354,6 +354,48 @@ TEST(Load, TooLittleMemorySaysWhatFits) {
   EXPECT_THROW(fit_kv_tokens(model, slice, options, *backend, 1000), OutOfMemoryError);
 }
 
+TEST(Load, KeptKeysAreCountedAndGiveWay) {
+  const ModelFile model = understand(testing::build(testing::tiny_deepseek2()));
+  const Slice slice = Slice::whole(model.config);
+  const auto backend = backend::make_backend("cpu", {.n_threads = 1});
+  LoadOptions options = testing::small_options();
+  options.n_ctx = 1200;
+  EXPECT_EQ(kept_keys(model, options, *backend).n_tokens, 0) << "an eighth of tiny weights";
+  options.kept_tokens = 0;
+  const MemoryNeed without = memory_need(model, slice, options, *backend);
+  options.kept_tokens = 600;  // whole chunks of 512 are kept
+  const backend::KvSpec::Kept kept = kept_keys(model, options, *backend);
+  EXPECT_EQ(kept.n_tokens, 600);
+  const MemoryNeed need = memory_need(model, slice, options, *backend);
+  EXPECT_EQ(need.scratch_bytes - without.scratch_bytes,
+            static_cast<std::uint64_t>(512 * kept.n_heads * (kept.d_k + kept.d_v) * 4 * 2));
+  EXPECT_EQ(with_room(model, slice, options, *backend, need.total()).kept_tokens, 600);
+  EXPECT_EQ(with_room(model, slice, options, *backend, need.total() - 1).kept_tokens, 0);
+  options.deterministic = true;
+  EXPECT_EQ(kept_keys(model, options, *backend).n_tokens, 0) << "never decompressed";
+  const ModelFile llama = understand(testing::build(testing::tiny_llama()));
+  EXPECT_EQ(kept_keys(llama, options, *backend).n_tokens, 0);
+}
+
+TEST(Load, KeptKeysChangeNoLogits) {
+  LoadOptions options = testing::small_options();
+  options.n_ctx = 1200;
+  const auto logits = [&](std::int64_t kept_tokens) {
+    options.kept_tokens = kept_tokens;
+    const auto runner = testing::load(testing::tiny_deepseek2(), options);
+    const auto tokens = some_tokens(1100, runner->config().vocab, 5);
+    const SequenceId id = runner->open();
+    std::vector<float> all;
+    for (std::int64_t at = 0; at < 1100; at += 100) {
+      const auto got = run_one(
+          *runner, rows(id, at, {tokens.begin() + at, tokens.begin() + at + 100}, Logits::kLast));
+      all.insert(all.end(), got.logits.begin(), got.logits.end());
+    }
+    return all;
+  };
+  EXPECT_EQ(logits(1024), logits(0));
+}
+
 TEST(Load, RefusesOptionsOutOfRange) {
   const auto message = [](const LoadOptions& options) {
     return argument_error([&] { testing::load(testing::tiny_llama(), options); });
