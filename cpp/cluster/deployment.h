@@ -82,9 +82,9 @@ class Deployment {
   std::shared_ptr<HeldSlice> load_slice(const SliceKey& key, const model::LoadOptions& options,
                                         std::uint64_t& bytes_read);
   std::vector<std::shared_ptr<BlobSource>> sources() const;
-  // Makes room for what a stage needs, throwing held weights of others out where they must go;
-  // false: there is none.
-  bool make_room(const model::MemoryNeed& need, const SliceKey& key);
+  // Takes memory for what a stage needs; false: there is not enough. With `evict`, held weights
+  // that nobody uses are thrown out where they must go.
+  bool take_memory(const model::MemoryNeed& need, const SliceKey& key, bool evict);
   // Room for the slice and its stage; the options without kept keys where only that fits. Throws
   // OutOfMemoryError.
   model::LoadOptions reserve(const HeldSlice& slice, model::LoadOptions options);

@@ -77,13 +77,14 @@ std::vector<std::shared_ptr<BlobSource>> Deployment::sources() const {
   return sources;
 }
 
-bool Deployment::make_room(const model::MemoryNeed& need, const SliceKey& key) {
+bool Deployment::take_memory(const model::MemoryNeed& need, const SliceKey& key, bool evict) {
   const std::uint64_t all = host_.memory_bytes();
   const std::uint64_t working = need.kv_bytes + need.scratch_bytes;
   const bool is_held = host_.held().find(key) != nullptr;
   const std::uint64_t weights = is_held ? 0 : need.weights_bytes + need.derived_bytes;
   const std::uint64_t taken = working + host_.working_bytes(epoch_) + weights;
-  const std::uint64_t left = host_.held().shrink(all > taken ? all - taken : 0, key);
+  const std::uint64_t left =
+      evict ? host_.held().shrink(all > taken ? all - taken : 0, key) : host_.held().n_bytes();
   if (taken + left > all) return false;
   working_bytes_ = working;
   return true;
@@ -94,10 +95,11 @@ model::LoadOptions Deployment::reserve(const HeldSlice& slice, model::LoadOption
   const auto need_now = [&] {
     return model::memory_need(slice.model, key.slice, options, *slice.backend);
   };
-  if (make_room(need_now(), key)) return options;
+  // Kept keys only save time: no model that is held goes for them.
+  if (take_memory(need_now(), key, false)) return options;
   options.kept_tokens = 0;
   const model::MemoryNeed need = need_now();
-  if (make_room(need, key)) return options;
+  if (take_memory(need, key, true)) return options;
   const std::uint64_t all = host_.memory_bytes();
   const std::uint64_t working = need.kv_bytes + need.scratch_bytes;
   const bool is_held = host_.held().find(key) != nullptr;
