@@ -144,7 +144,10 @@ class LoadedModel:
 
     @property
     def memory(self) -> dict[str, int]:
-        """Bytes of weights, of those made at load, of the KV pool, of scratch, and their sum."""
+        """Bytes of weights, of those made at load, of the KV pool, of scratch, and their sum.
+
+        Scratch includes the keys that MLA keeps from step to step of a prompt.
+        """
         return dict(self._engine.memory)
 
     @property

@@ -34,7 +34,7 @@ class PlanNode:
     kv: int
     """The KV cache of its layers, filled."""
     scratch: int
-    """Working memory of the largest step."""
+    """Working memory of the largest step, and the keys that MLA keeps from step to step."""
     process: int
     """What a worker takes that holds nothing."""
     headroom: int
