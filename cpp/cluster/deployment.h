@@ -85,6 +85,8 @@ class Deployment {
   // Takes memory for what a stage needs; false: there is not enough. With `evict`, held weights
   // that nobody uses are thrown out where they must go.
   bool take_memory(const model::MemoryNeed& need, const SliceKey& key, bool evict);
+  // Bytes of weights that loading would add: none for a held slice.
+  std::uint64_t weights_to_load(const model::MemoryNeed& need, const SliceKey& key) const;
   // Room for the slice and its stage; the options without kept keys where only that fits. Throws
   // OutOfMemoryError.
   model::LoadOptions reserve(const HeldSlice& slice, model::LoadOptions options);

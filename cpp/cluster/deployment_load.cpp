@@ -77,12 +77,15 @@ std::vector<std::shared_ptr<BlobSource>> Deployment::sources() const {
   return sources;
 }
 
+std::uint64_t Deployment::weights_to_load(const model::MemoryNeed& need,
+                                          const SliceKey& key) const {
+  return host_.held().find(key) != nullptr ? 0 : need.weights_bytes + need.derived_bytes;
+}
+
 bool Deployment::take_memory(const model::MemoryNeed& need, const SliceKey& key, bool evict) {
   const std::uint64_t all = host_.memory_bytes();
   const std::uint64_t working = need.kv_bytes + need.scratch_bytes;
-  const bool is_held = host_.held().find(key) != nullptr;
-  const std::uint64_t weights = is_held ? 0 : need.weights_bytes + need.derived_bytes;
-  const std::uint64_t taken = working + host_.working_bytes(epoch_) + weights;
+  const std::uint64_t taken = working + host_.working_bytes(epoch_) + weights_to_load(need, key);
   const std::uint64_t left =
       evict ? host_.held().shrink(all > taken ? all - taken : 0, key) : host_.held().n_bytes();
   if (taken + left > all) return false;
@@ -102,8 +105,7 @@ model::LoadOptions Deployment::reserve(const HeldSlice& slice, model::LoadOption
   if (take_memory(need, key, true)) return options;
   const std::uint64_t all = host_.memory_bytes();
   const std::uint64_t working = need.kv_bytes + need.scratch_bytes;
-  const bool is_held = host_.held().find(key) != nullptr;
-  const std::uint64_t weights = is_held ? 0 : need.weights_bytes + need.derived_bytes;
+  const std::uint64_t weights = weights_to_load(need, key);
   const std::uint64_t used = host_.working_bytes(epoch_) + host_.held().n_bytes();
   const std::uint64_t free = all > used ? all - used : 0;
   throw OutOfMemoryError(

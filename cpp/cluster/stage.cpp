@@ -27,9 +27,9 @@ Stage::Stage(std::shared_ptr<HeldSlice> held, const StageOptions& options)
   const model::Config& config = held_->model.config;
   const model::Slice& slice = held_->key.slice;
   memory_ = model::memory_need(held_->model, slice, options_.load, *held_->backend);
-  backend::KvSpec kv = model::kv_spec(config, slice, options_.load, options_.load.kv_tokens);
-  kv.kept = model::kept_keys(held_->model, options_.load, *held_->backend);
-  kv_ = std::make_unique<model::KvCache>(*held_->backend, kv);
+  kv_ = std::make_unique<model::KvCache>(
+      *held_->backend,
+      model::kv_spec(held_->model, slice, options_.load, options_.load.kv_tokens, *held_->backend));
   forward_ =
       std::make_unique<model::Forward>(*held_->backend, config, slice, held_->weights, kv_->store(),
                                        exchange_, model::forward_options(options_.load));

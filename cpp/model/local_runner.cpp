@@ -35,9 +35,8 @@ LocalRunner::LocalRunner(ModelFile model, const LoadOptions& options,
                            .prefault = options.prefault,
                            .progress = options.progress,
                            .cancel = options.cancel});
-  backend::KvSpec kv = kv_spec(model_.config, slice, options_, kv_tokens);
-  kv.kept = kept_keys(model_, options_, *backend_);
-  kv_ = std::make_unique<KvCache>(*backend_, kv);
+  kv_ =
+      std::make_unique<KvCache>(*backend_, kv_spec(model_, slice, options_, kv_tokens, *backend_));
   forward_ = std::make_unique<Forward>(*backend_, model_.config, slice, weights_, kv_->store(),
                                        exchange_, forward_options(options_));
   options_.progress = nullptr;  // the caller's; their lives end with load()

@@ -116,6 +116,13 @@ backend::KvSpec::Kept kept_keys(const ModelFile& model, const LoadOptions& optio
   return kept;
 }
 
+backend::KvSpec kv_spec(const ModelFile& model, const Slice& slice, const LoadOptions& options,
+                        std::int64_t kv_tokens, const backend::Backend& backend) {
+  backend::KvSpec spec = kv_spec(model.config, slice, options, kv_tokens);
+  spec.kept = kept_keys(model, options, backend);
+  return spec;
+}
+
 ForwardOptions forward_options(const LoadOptions& options) {
   return {.max_rows = std::min(options.max_step_rows, round_up(options.n_ctx, options.page_tokens)),
           .n_ctx = options.n_ctx,
@@ -126,8 +133,7 @@ MemoryNeed memory_need(const ModelFile& model, const Slice& slice, const LoadOpt
                        const backend::Backend& backend) {
   const ForwardOptions forward = forward_options(options);
   const std::int64_t kv_tokens = options.kv_tokens == 0 ? options.n_ctx : options.kv_tokens;
-  backend::KvSpec kv = kv_spec(model.config, slice, options, kv_tokens);
-  kv.kept = kept_keys(model, options, backend);
+  const backend::KvSpec kv = kv_spec(model, slice, options, kv_tokens, backend);
   const WeightBytes weights = weight_bytes(model, slice, !options.deterministic);
   const std::uint64_t logits =
       slice.head ? static_cast<std::uint64_t>(head_rows(model.config, forward.max_rows) *

@@ -34,9 +34,11 @@ struct LoadOptions {
 // Throws ArgumentError naming the option, what it got and its range.
 void validate(const LoadOptions& options);
 
-// The cache of a slice's layers for a pool of kv_tokens, without what is kept besides.
+// The cache of a slice's layers for a pool of kv_tokens, without what is kept besides, and with it.
 backend::KvSpec kv_spec(const Config& config, const Slice& slice, const LoadOptions& options,
                         std::int64_t kv_tokens);
+backend::KvSpec kv_spec(const ModelFile& model, const Slice& slice, const LoadOptions& options,
+                        std::int64_t kv_tokens, const backend::Backend& backend);
 // What a cache of any of the model's layers keeps: as much of n_ctx as an eighth of the weights of
 // a layer has room for, and at most 256 MiB.
 backend::KvSpec::Kept kept_keys(const ModelFile& model, const LoadOptions& options,

@@ -270,7 +270,7 @@ void attention(const AttentionJob& job) {
     case KvType::kQ8_0:
       return attention_of<S, Q8Kv<S>>(job);
     case KvType::kBF16:
-      return;  // attention_bf16's
+      __builtin_trap();  // attention_bf16's alone
   }
 }
 

@@ -17,7 +17,7 @@
 //   values<c>()          bytes 64 c .. 64 c + 63
 //   scales(), mins()     sixteen signed bytes, one per 16 values
 //   d(), dmin()          bits of the stored f16
-//   kFillsPanels         it has a way of its own to a panel's block: turn(), each_value(), ...
+//   kFillsPanels         it has a way of its own to a panel's block: turned blocks, each_eighth()
 //                        (avx512vnni/folded_panels.h); kDirectTo: columns up to which they go
 //                        without one
 //   kManyFrom            columns from which panels are faster, where not X::kManyFrom
