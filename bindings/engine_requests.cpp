@@ -219,7 +219,8 @@ RequestSpec make_request(const std::string& where, const py::object& tokens,
 RequestSpec make_generation(const std::string& where, const py::object& tokens,
                             const SamplerSpec& sampler, std::int64_t max_tokens,
                             const std::vector<std::int32_t>& stop_tokens, bool external,
-                            const std::vector<std::string>& capture, bool reuse, int priority) {
+                            bool at_end, const std::vector<std::string>& capture, bool reuse,
+                            int priority) {
   RequestSpec spec =
       make_request(where, tokens, "none", std::nullopt, {}, capture, reuse, priority);
   spec.generate.emplace();
@@ -227,6 +228,7 @@ RequestSpec make_generation(const std::string& where, const py::object& tokens,
   spec.generate->max_tokens = max_tokens;
   spec.generate->stop_tokens = stop_tokens;
   spec.generate->external = external;
+  spec.generate->at_end = at_end;
   return spec;
 }
 
@@ -256,8 +258,9 @@ void register_engine_requests(py::module_& m) {
            py::arg("priority") = 0);
   m.def("generation_spec", &make_generation, py::kw_only(), py::arg("where"), py::arg("tokens"),
         py::arg("sampler"), py::arg("max_tokens"), py::arg("stop_tokens"),
-        py::arg("external") = false, py::arg("capture") = std::vector<std::string>(),
-        py::arg("reuse") = true, py::arg("priority") = 0, "A RequestSpec that generates.");
+        py::arg("external") = false, py::arg("at_end") = false,
+        py::arg("capture") = std::vector<std::string>(), py::arg("reuse") = true,
+        py::arg("priority") = 0, "A RequestSpec that generates.");
 
   py::class_<Batch>(m, "Batch", "The requests of one call (private).")
       .def(py::init<const EngineHandle&, std::vector<RequestSpec>>(), py::arg("engine"),

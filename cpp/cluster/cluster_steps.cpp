@@ -10,7 +10,7 @@ namespace moesaic::cluster {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-constexpr std::chrono::milliseconds kPoll{10};
+constexpr std::chrono::milliseconds kPoll{25};  // how late a Ctrl-C is heard
 // No worker finishes a row for so long: it is stuck, though its net thread answers.
 constexpr std::chrono::seconds kStuck{300};
 

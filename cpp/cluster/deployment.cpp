@@ -8,6 +8,24 @@
 #include "cluster/step_messages.h"
 
 namespace moesaic::cluster {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+// Steps of so few rows are decode's: hidden rows that a socket takes at once.
+constexpr std::int64_t kFewRows = 8;
+// Work that took longer last time is for a net thread that serves meanwhile.
+constexpr std::chrono::milliseconds kLittle{15};
+
+bool has_few_rows(const wire::Message& message) {
+  if (std::holds_alternative<wire::Tokens>(message)) return true;
+  const auto* run = std::get_if<wire::Run>(&message);
+  if (run == nullptr) return false;
+  std::int64_t n_rows = 0;
+  for (const wire::RunSequence& sequence : run->sequences) n_rows += sequence.n_rows;
+  return n_rows <= kFewRows;
+}
+
+}  // namespace
 
 Deployment::Deployment(DeploymentHost& host, std::uint64_t epoch, wire::Load load,
                        std::shared_ptr<net::Connection> coordinator,
@@ -17,6 +35,7 @@ Deployment::Deployment(DeploymentHost& host, std::uint64_t epoch, wire::Load loa
       load_(std::move(load)),
       coordinator_(std::move(coordinator)),
       coordinator_source_(std::move(coordinator_source)),
+      seat_(host.net()),
       thread_([this] {
         name_this_thread("moesaic-stage");
         main();
@@ -32,6 +51,7 @@ void Deployment::ask_to_stop() {
     if (running_flag_ != nullptr) running_flag_->set();
   }
   wake_.notify_all();
+  seat_.kick();
 }
 
 void Deployment::stop() {
@@ -175,6 +195,7 @@ void Deployment::pass_on(const M& message, std::vector<std::uint8_t> payload) {
   if (!link) fail<ProtocolError>("[cluster] work came before the ring was joined");
   try {
     link->send(message, std::move(payload), epoch_);
+    seat_.flush();  // not behind what is still to be done here
   } catch (const Error&) {
     fail_link(std::current_exception(), next);
   }
@@ -196,8 +217,14 @@ void Deployment::main() {
   }
 }
 
+bool Deployment::has_work() const {
+  const std::scoped_lock lock(mutex_);
+  return stopping_ || !tasks_.empty();
+}
+
 void Deployment::serve() {
   while (true) {
+    seat_.serve([this] { return has_work(); });
     net::Incoming task;
     {
       std::unique_lock lock(mutex_);
@@ -206,7 +233,12 @@ void Deployment::serve() {
       task = std::move(tasks_.front());
       tasks_.pop_front();
     }
+    const bool few = has_few_rows(task.message);
+    if (!few || few_took_ > kLittle) seat_.leave();
+    const auto begin = Clock::now();
     process(task);
+    seat_.flush();
+    if (few) few_took_ = Clock::now() - begin;
     n_sequences_ = stage_->n_sequences();
   }
 }

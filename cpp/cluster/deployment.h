@@ -1,6 +1,7 @@
 // A worker's part in one deployment of a model: it loads its slice, joins the ring, and then runs
-// what comes, in order, on a thread of its own. Frames arrive on the net thread; the compute of all
-// deployments of a worker takes turns. It ends with its coordinator's link: the KV cache goes, the
+// what comes, in order, on a thread of its own. Frames arrive on the net thread, which is this one
+// while it has nothing to run (net::NetSeat); the compute of all deployments of a worker takes
+// turns. It ends with its coordinator's link: the KV cache goes, the
 // weights stay with the worker (HeldSlices).
 #pragma once
 
@@ -92,6 +93,7 @@ class Deployment {
   model::LoadOptions reserve(const HeldSlice& slice, model::LoadOptions options);
   void report(std::uint64_t done, std::uint64_t total, const char* what);
   void serve();
+  bool has_work() const;  // or is to end
   void process(net::Incoming& task);
   void put(net::Incoming&& task);
   void fail_link(const std::exception_ptr& why, std::size_t stage);
@@ -139,9 +141,11 @@ class Deployment {
   std::shared_ptr<HeldSlice> held_;               // guarded by mutex_
 
   // The deployment's thread only:
+  net::NetSeat seat_;
   std::unique_ptr<Stage> stage_;
   std::uint32_t payload_limit_ = 0;
   std::unordered_map<std::uint64_t, wire::Run> ahead_;  // at the first stage: by step
+  std::chrono::steady_clock::duration few_took_{};      // a step of few rows, the last time
   std::chrono::steady_clock::time_point reported_{};
 
   std::thread thread_;  // last

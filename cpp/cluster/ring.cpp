@@ -83,19 +83,21 @@ void Ring::dial_all(net::NetThread& net, BlobServer* blobs, const RingOptions& o
                          if (blobs->take(self, in)) return;
                        }
                        const auto* error = std::get_if<wire::ErrorReply>(&in.message);
-                       const std::scoped_lock lock(inbox->mutex);
-                       if (inbox->over) return;
-                       if (error != nullptr && error->kind == wire::ErrorKind::kWorkerLost &&
-                           error->stage != wire::kNoStage) {
-                         if (!inbox->lost_stage) {
-                           inbox->lost_stage = error->stage;
-                           inbox->lost_why =
-                               strcat("stage ", i + 1, " says: ", net::printable(error->text));
+                       {
+                         const std::scoped_lock lock(inbox->mutex);
+                         if (inbox->over) return;
+                         if (error != nullptr && error->kind == wire::ErrorKind::kWorkerLost &&
+                             error->stage != wire::kNoStage) {
+                           if (!inbox->lost_stage) {
+                             inbox->lost_stage = error->stage;
+                             inbox->lost_why =
+                                 strcat("stage ", i + 1, " says: ", net::printable(error->text));
+                           }
+                         } else {
+                           inbox->events.push_back({i, std::move(in)});
                          }
-                       } else {
-                         inbox->events.push_back({i, std::move(in)});
                        }
-                       inbox->changed.notify_all();
+                       inbox->changed.notify_all();  // whoever wakes finds the mutex free
                      },
                  .on_closed =
                      [inbox = inbox_, i](std::exception_ptr why) {

@@ -50,7 +50,7 @@ void Request::publish_progress(std::int64_t rows_done, std::int64_t rows) {
 void Request::publish_token(model::Sampled token) {
   const std::scoped_lock lock(channel_->mutex_);
   pending_.tokens.push_back(std::move(token));
-  notify_locked();
+  if (!spec_.generate->at_end) notify_locked();
 }
 
 void Request::publish_row(std::vector<float> row) {

@@ -35,6 +35,7 @@ struct GenerateSpec {
   std::int64_t max_tokens = 0;            // 0: only the prompt is run
   std::vector<std::int32_t> stop_tokens;  // end of generation; not handed out
   bool external = false;  // hand the row of logits to the caller and wait for choose()
+  bool at_end = false;    // nobody looks at tokens before the end: none is news by itself
 };
 
 struct RequestSpec {

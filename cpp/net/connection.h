@@ -35,9 +35,12 @@ namespace moesaic::net {
 
 using std::chrono::milliseconds;
 
-// Runs every socket of a process: one thread that computes nothing, so that pings are answered
-// while others compute. Its end closes every link and listener (their on_closed runs first) and
-// joins; it must not be ended from one of its own callbacks. Links may outlive it, closed.
+// Runs every socket of a process: one thread at a time, its own or that of a NetSeat. Its own
+// computes nothing, so that pings are answered while others compute. Its end closes every link and
+// listener (their on_closed runs first) and joins; it must not be ended from one of its own
+// callbacks, nor while it has seats. Links may outlive it, closed.
+//
+// "On the net thread" means: on the thread that serves at that moment.
 class NetThread {
  public:
   NetThread();
@@ -50,6 +53,32 @@ class NetThread {
 
  private:
   std::shared_ptr<Impl> impl_;
+};
+
+// For a thread that computes what comes over links and passes it on. Having nothing to do, it
+// serves the sockets itself: what comes wakes one thread on its way, not two, and what is to be
+// sent wakes none. To wake a core that sleeps takes some 100 us, most of what a hop of a small row
+// costs; so while waits are short (below 20 ms) it waits awake, yielding to whoever has work. Used
+// by one thread; the newest to ask has the seat.
+class NetSeat {
+ public:
+  explicit NetSeat(NetThread& net);
+  ~NetSeat();
+  NetSeat(const NetSeat&) = delete;
+  NetSeat& operator=(const NetSeat&) = delete;
+
+  // Serves until ready(), which is asked first and after each event; kick() when it has come true
+  // elsewhere. False: another seat is served from, or the net ends: wait in another way. After it
+  // the net's own thread stays out of the way for some 20 ms: for less than that nobody may serve.
+  bool serve(const std::function<bool()>& ready);
+  // What comes next takes long: the net's own thread serves from now on.
+  void leave();
+  // Sends what has been queued, without waiting; nothing when another thread serves, and does it.
+  void flush();
+  void kick();  // any thread
+
+ private:
+  const std::shared_ptr<NetThread::Impl> net_;
 };
 
 struct LinkOptions {

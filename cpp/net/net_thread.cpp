@@ -1,4 +1,4 @@
-// The one thread on which all sockets of a process are served.
+// The thread on which all sockets of a process are served, and the seats from which others serve.
 #include "net/net_thread.h"
 
 #include <pthread.h>
@@ -16,15 +16,24 @@ namespace {
 // How long links may take to say goodbye before the thread ends without them.
 constexpr std::chrono::seconds kEndDeadline{3};
 
-void run(asio::io_context& io) {
-  for (;;) {
-    try {
-      io.run();
-      return;
-    } catch (...) {
-      // Every coroutine and handler keeps its own errors (link.cpp, listener.cpp); what still gets
-      // here, as an allocation that failed in a completion, must not take the process down.
-    }
+// How long a seat that was left may stay empty. Links are silent for so long at worst, against
+// pings twice a second. Also how long a seat waits awake, when it has not waited longer the last
+// time.
+constexpr std::chrono::milliseconds kBackSoon{20};
+// After the last event of a seat, the own thread looks for so long whether it is needed; then it
+// sleeps until it is told.
+constexpr std::chrono::seconds kWatch{1};
+// Handlers that a flush may run: some of them make more of themselves.
+constexpr int kFlushHandlers = 64;
+
+// One event, or at once with `poll`. False: none was there, or the io_context has been stopped.
+bool run_one(asio::io_context& io, bool poll) {
+  try {
+    return (poll ? io.poll_one() : io.run_one()) > 0;
+  } catch (...) {
+    // Every coroutine and handler keeps its own errors (link.cpp, listener.cpp); what still gets
+    // here, as an allocation that failed in a completion, must not take the process down.
+    return true;
   }
 }
 
@@ -64,6 +73,101 @@ void NetThread::Impl::end() {
   }
 }
 
+void NetThread::Impl::sit(const void* who) {
+  server_ = who;
+  server_id_ = std::this_thread::get_id();
+}
+
+void NetThread::Impl::rise() {
+  server_ = nullptr;
+  server_id_ = std::thread::id{};
+  if (asked_ != nullptr) seat_free_.notify_all();
+}
+
+void NetThread::Impl::main() {
+  std::unique_lock lock(seat_mutex_);
+  while (!io.stopped()) {
+    if (server_ == nullptr && asked_ == nullptr && Clock::now() >= back_by_) {
+      sit(this);
+      lock.unlock();
+      while (asked_ == nullptr && !io.stopped()) run_one(io, false);
+      lock.lock();
+      rise();
+    } else if (Clock::now() < watch_until_) {
+      own_turn_.wait_for(lock, kBackSoon);
+    } else {
+      watches_ = false;
+      own_turn_.wait(lock);
+      watches_ = true;
+    }
+  }
+}
+
+void NetThread::Impl::stop() {
+  io.stop();
+  const std::scoped_lock lock(seat_mutex_);
+  own_turn_.notify_all();
+}
+
+void NetThread::Impl::kick() {
+  asio::post(io, [] {});
+}
+
+bool NetThread::Impl::serve(const NetSeat* seat, const std::function<bool()>& ready) {
+  if (ready()) return true;
+  std::unique_lock lock(seat_mutex_);
+  asked_ = seat;
+  seat_free_.notify_all();  // for one that asked before: it is too late
+  while (server_ != nullptr) {
+    kick();
+    seat_free_.wait(lock);
+    if (asked_ != seat) return false;
+  }
+  asked_ = nullptr;
+  const bool stays_awake = last_ == seat && last_wait_ < kBackSoon;
+  last_ = seat;
+  sit(seat);
+  lock.unlock();
+  const auto begin = Clock::now();
+  bool is_ready = ready();
+  while (!is_ready && asked_ == nullptr && !io.stopped()) {
+    const bool awake = stays_awake && Clock::now() < begin + kBackSoon;
+    if (run_one(io, awake)) {
+      is_ready = ready();
+    } else if (awake) {
+      std::this_thread::yield();
+    }
+  }
+  lock.lock();
+  rise();
+  const auto now = Clock::now();
+  last_wait_ = now - begin;
+  back_by_ = is_ready ? now + kBackSoon : now;
+  watch_until_ = now + kWatch;
+  if (!watches_ || io.stopped()) own_turn_.notify_one();
+  return is_ready;
+}
+
+void NetThread::Impl::flush(const NetSeat* seat) {
+  {
+    const std::scoped_lock lock(seat_mutex_);
+    if (server_ != nullptr || asked_ != nullptr || last_ != seat) return;
+    sit(seat);
+  }
+  for (int i = 0; i < kFlushHandlers && run_one(io, true); ++i) {
+  }
+  const std::scoped_lock lock(seat_mutex_);
+  rise();
+}
+
+void NetThread::Impl::leave(const NetSeat* seat) {
+  const std::scoped_lock lock(seat_mutex_);
+  if (last_ != seat) return;
+  last_ = nullptr;
+  back_by_ = {};
+  own_turn_.notify_one();
+}
+
 NetThread::NetThread() : impl_(std::make_shared<Impl>()) {
   // Signals are for the threads of the program, not for this one.
   sigset_t all;
@@ -72,15 +176,14 @@ NetThread::NetThread() : impl_(std::make_shared<Impl>()) {
   pthread_sigmask(SIG_SETMASK, &all, &before);
   impl_->thread = std::thread([impl = impl_.get()] {
     name_this_thread("moesaic-net");
-    run(impl->io);
+    impl->main();
   });
-  impl_->id = impl_->thread.get_id();
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
 
 NetThread::~NetThread() {
   const std::shared_ptr<Impl> impl = std::move(impl_);
-  // run() returns when nothing is left to do; should something never end, it is left behind.
+  // It ends when nothing is left to do; should something never end, it is left behind.
   std::promise<void> ended;
   asio::post(impl->io, [impl = impl.get(), &ended] {
     impl->end();
@@ -92,9 +195,16 @@ NetThread::~NetThread() {
   while (!impl->io.stopped() && std::chrono::steady_clock::now() < deadline) {
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
-  impl->io.stop();
+  impl->stop();
   impl->thread.join();
   impl->has_ended = true;
 }
+
+NetSeat::NetSeat(NetThread& net) : net_(net.impl()) {}
+NetSeat::~NetSeat() { leave(); }
+bool NetSeat::serve(const std::function<bool()>& ready) { return net_->serve(this, ready); }
+void NetSeat::leave() { net_->leave(this); }
+void NetSeat::flush() { net_->flush(this); }
+void NetSeat::kick() { net_->kick(); }
 
 }  // namespace moesaic::net

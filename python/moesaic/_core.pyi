@@ -543,6 +543,7 @@ def generation_spec(
     max_tokens: typing.SupportsInt | typing.SupportsIndex,
     stop_tokens: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
     external: bool = False,
+    at_end: bool = False,
     capture: collections.abc.Sequence[str] = [],
     reuse: bool = True,
     priority: typing.SupportsInt | typing.SupportsIndex = 0,

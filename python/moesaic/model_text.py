@@ -120,7 +120,9 @@ class TextMethods(LoadedModel):
         self._check_lengths(prompts, where)
         results: list[Generation] = []
         for begin in range(0, len(prompts), _BATCH):
-            specs, items = self._requests(prompts[begin : begin + _BATCH], checked, where, begin)
+            specs, items = self._requests(
+                prompts[begin : begin + _BATCH], checked, where, first=begin
+            )
             for _ in drive(self._engine, specs, items, checked.logits_processor, self._progress):
                 pass
             results += [item.result() for item in items]
@@ -178,7 +180,13 @@ class TextMethods(LoadedModel):
                 )
 
     def _requests(
-        self, prompts: list[Tokens], options: Checked, where: str, first: int = 0
+        self,
+        prompts: list[Tokens],
+        options: Checked,
+        where: str,
+        *,
+        first: int = 0,
+        streams: bool = False,
     ) -> tuple[list[_core.RequestSpec], list[Item]]:
         tokenizer = tokenizer_or_none(self.metadata, lambda: self.tokenizer)
         if tokenizer is None and (options.stop or options.echo):
@@ -202,6 +210,7 @@ class TextMethods(LoadedModel):
                     max_tokens=room if options.max_tokens is None else options.max_tokens,
                     stop_tokens=stop_tokens,
                     external=options.logits_processor is not None,
+                    at_end=not streams and not options.stop,
                     capture=names,
                     priority=options.priority,
                 )
@@ -215,7 +224,7 @@ class TextMethods(LoadedModel):
 
     def _stream(self, ids: Tokens, options: Checked, where: str) -> Iterator[Chunk]:
         self._check_lengths([ids], where)
-        specs, items = self._requests([ids], options, where)
+        specs, items = self._requests([ids], options, where, streams=True)
 
         def chunks() -> Iterator[Chunk]:
             if options.echo:

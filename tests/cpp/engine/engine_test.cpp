@@ -158,6 +158,30 @@ TEST_P(EngineRuns, TheCallerChoosesFromTheRow) {
   for (const std::int32_t token : tokens) EXPECT_EQ(token % 2, 1);
 }
 
+TEST_P(EngineRuns, TokensAreNoNewsToWhoLooksAtTheEnd) {
+  make();
+  for (const bool at_end : {false, true}) {
+    RequestSpec spec = generate(prompt(30), 10, 3);
+    spec.generate->at_end = at_end;
+    const auto channel = std::make_shared<Channel>();
+    const auto request = start(spec, channel);
+    Tokens tokens;
+    int n_news = 0;  // with tokens, or the last
+    for (bool finished = false; !finished;) {
+      ASSERT_FALSE(channel->wait_for(20s).empty());
+      const Update update = request->take();
+      // Tokens that came while the end of the prompt was being told are taken with that.
+      n_news += update.prompt_rows_done == 30 ? 1 : 0;
+      for (const auto& sampled : update.tokens) tokens.push_back(sampled.token);
+      finished = update.finished;
+    }
+    EXPECT_EQ(tokens, reference(prompt(30), 10, spec.generate->sampler));
+    if (at_end) {
+      EXPECT_LE(n_news, 2);  // the prompt's end, and the request's
+    }
+  }
+}
+
 class EngineReuse : public EngineTest {};
 
 TEST_P(EngineReuse, AnEqualPrefixIsNotRunAgain) {
