@@ -1,5 +1,6 @@
 // Every weight type x table: GB/s of weights for one column (from the second-level cache and from
-// memory), int8 operations per second for many columns (panel and columns cache-resident).
+// memory), int8 operations per second for many columns (panel and columns cache-resident, and with
+// weights from memory: what a step of few rows for each expert sees).
 #include <cstring>
 #include <random>
 
@@ -36,9 +37,9 @@ struct Bench {
     return static_cast<std::size_t>(k / type.block_elems * type.block_bytes);
   }
 
-  // Seconds for n_rows x n_cols.
+  // Seconds for n_matrices, one behind the other in memory, of n_rows x n_cols.
   double run(const AlignedBuffer& weights, std::int64_t n_rows, std::int64_t n_cols, bool many,
-             double budget) const {
+             double budget, std::int64_t n_matrices = 1) const {
     std::mt19937 rng(2);
     std::normal_distribution<float> normal;
     std::vector<float> x(static_cast<std::size_t>(n_cols * k));
@@ -55,14 +56,17 @@ struct Bench {
       rows.push_back(acts.data() + static_cast<std::size_t>(c) * act_bytes);
       outs.push_back(out.as<float>() + c * n_rows);
     }
-    const MatmulJob job{weights.data(), row_bytes(), n_rows,      k,
-                        rows.data(),    n_cols,      outs.data(), scratch.data()};
+    MatmulJob job{weights.data(), row_bytes(), n_rows,      k,
+                  rows.data(),    n_cols,      outs.data(), scratch.data()};
     return best_seconds(budget, [&] {
-      if (many) {
-        table.pack(kernel.act, rows.data(), n_cols, k, packed.data());
-        kernel.many(job, {packed.data(), n_cols});
-      } else {
-        kernel.few(job);
+      for (std::int64_t i = 0; i < n_matrices; ++i) {
+        job.weight = weights.data() + static_cast<std::size_t>(i * n_rows) * row_bytes();
+        if (many) {
+          table.pack(kernel.act, rows.data(), n_cols, k, packed.data());
+          kernel.many(job, {packed.data(), n_cols});
+        } else {
+          kernel.few(job);
+        }
       }
     });
   }
@@ -97,7 +101,7 @@ void bench_matmul(const Options& options, const Ceilings& ceilings) {
           "{\"bench\": \"matmul_one_column\", \"kernel\": \"%s\", \"cache_gb_per_s\": %.1f, "
           "\"memory_gb_per_s\": %.1f, \"memory_share\": %.2f}\n",
           kernel.name, cached, memory, memory / ceilings.read_gb_per_s);
-      for (const std::int64_t n_cols : {2, 4, 8, 32, 64, 256}) {
+      for (const std::int64_t n_cols : {2, 4, 8, 12, 16, 32, 64, 256}) {
         if (!options.many_columns) break;
         constexpr std::int64_t kRows = 768;
         const double ops = 2.0 * static_cast<double>(kRows * options.k * n_cols) / 1e9;
@@ -106,11 +110,16 @@ void bench_matmul(const Options& options, const Ceilings& ceilings) {
         const double many = ops / bench.run(weights, kRows, n_cols, true, options.seconds);
         const double ceiling = kernel.act == kernels::ActFormat::kF32 ? ceilings.f32_gflop_per_s
                                                                       : ceilings.int8_gop_per_s;
+        const std::int64_t n_matrices = memory_rows / 2 / kRows;
+        const double from_memory =
+            ops * static_cast<double>(n_matrices) /
+            bench.run(weights, kRows, n_cols, true, options.seconds, n_matrices);
         std::printf(
             "{\"bench\": \"matmul\", \"kernel\": \"%s\", \"columns\": %lld, "
-            "\"few_gop_per_s\": %.0f, \"many_gop_per_s\": %.0f, \"share\": %.2f}\n",
+            "\"few_gop_per_s\": %.0f, \"many_gop_per_s\": %.0f, \"share\": %.2f, "
+            "\"many_from_memory_gop_per_s\": %.0f}\n",
             kernel.name, static_cast<long long>(n_cols), few, many,
-            (few > many ? few : many) / ceiling);
+            (few > many ? few : many) / ceiling, from_memory);
       }
       std::fflush(stdout);
     }

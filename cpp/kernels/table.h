@@ -39,6 +39,8 @@ struct MatmulJob {
   std::int64_t n_cols;
   float* const* outs;     // (n_cols) outputs; outs[c][r], r from 0
   std::uint8_t* scratch;  // this thread's, matmul_scratch_bytes(k) bytes, 64-byte aligned
+  // What this thread reads next: fetched ahead, behind the last rows. Null: nobody knows.
+  const std::uint8_t* next = nullptr;
 };
 
 // A gather of columns interleaved for many-row kernels, made once and used by all threads that cut

@@ -107,7 +107,7 @@ void MatmulRun::run(const MatmulInput& input) {
       if (wave.packed) {
         pack(wave, member, n_members);
         backend_.barrier(n_members);
-        compute_claims(wave, member);
+        compute_claims(wave, member, n_members);
       } else {
         compute_cut(wave, member, n_members);
       }
@@ -262,13 +262,13 @@ void MatmulRun::compute_cut(const MatmulWave& wave, int member, int n_members) c
     const MatmulTask& task = lists.tasks[static_cast<std::size_t>(t)];
     const std::int64_t end = row_at(task, high);
     for (std::int64_t row = row_at(task, low); row < end; row += task.piece_rows) {
-      compute_rows(task, row, std::min(row + task.piece_rows, end),
+      compute_rows(task, row, std::min(row + task.piece_rows, end), nullptr,
                    backend_.member_arena(member, op_));
     }
   }
 }
 
-void MatmulRun::compute_claims(const MatmulWave& wave, int member) const {
+void MatmulRun::compute_claims(const MatmulWave& wave, int member, int n_members) const {
   const MatmulLists& lists = backend_.lists_;
   std::size_t t = static_cast<std::size_t>(wave.task_begin);
   for (std::int64_t piece = backend_.claim(wave.piece_end); piece >= 0;
@@ -280,14 +280,28 @@ void MatmulRun::compute_claims(const MatmulWave& wave, int member) const {
     }
     const MatmulTask& task = lists.tasks[t];
     const std::int64_t begin = (piece - task.piece_begin) * task.piece_rows;
-    compute_rows(task, begin, std::min(begin + task.piece_rows, task.n_rows),
-                 backend_.member_arena(member, op_));
+    // Members that are equally fast take turns.
+    const std::int64_t next = begin + n_members * task.piece_rows;
+    compute_rows(
+        task, begin, std::min(begin + task.piece_rows, task.n_rows),
+        next < task.n_rows ? rows_of(task, next) : first_of(wave, static_cast<std::int64_t>(t) + 1),
+        backend_.member_arena(member, op_));
   }
+}
+
+const std::uint8_t* MatmulRun::rows_of(const MatmulTask& task, std::int64_t row) const {
+  const CpuWeight& weight = *targets_[static_cast<std::size_t>(task.target)].output.weight;
+  return weight.expert(task.expert) + static_cast<std::size_t>(row) * weight.row_bytes();
+}
+
+const std::uint8_t* MatmulRun::first_of(const MatmulWave& wave, std::int64_t task) const {
+  if (task >= wave.task_end) return nullptr;
+  return rows_of(backend_.lists_.tasks[static_cast<std::size_t>(task)], 0);
 }
 
 // Weight rows [begin, end) of a task, over all its blocks while the rows are in the cache.
 void MatmulRun::compute_rows(const MatmulTask& task, std::int64_t begin, std::int64_t end,
-                             Arena arena) const {
+                             const std::uint8_t* next, Arena arena) const {
   const MatmulLists& lists = backend_.lists_;
   const Target& target = targets_[static_cast<std::size_t>(task.target)];
   const MatmulOutput& output = target.output;
@@ -298,7 +312,7 @@ void MatmulRun::compute_rows(const MatmulTask& task, std::int64_t begin, std::in
   float* outs[kBlockCols];
 
   kernels::MatmulJob job;
-  job.weight = weight.expert(task.expert) + static_cast<std::size_t>(begin) * weight.row_bytes();
+  job.weight = rows_of(task, begin);
   job.weight_row_bytes = weight.row_bytes();
   job.n_rows = end - begin;
   job.k = k_;
@@ -309,6 +323,7 @@ void MatmulRun::compute_rows(const MatmulTask& task, std::int64_t begin, std::in
   for (std::int64_t b = task.block_begin; b < task.block_end; ++b) {
     const MatmulBlock& block = lists.blocks[static_cast<std::size_t>(b)];
     backend_.check_cancel();
+    job.next = b + 1 == task.block_end ? next : nullptr;  // before it: these rows once more
     job.n_cols = block.end - block.begin;
     for (std::int64_t c = 0; c < job.n_cols; ++c) {
       const MatmulColumn& column = lists.columns[static_cast<std::size_t>(block.begin + c)];

@@ -123,9 +123,13 @@ class MatmulRun {
   void prepare(const MatmulInput& input, std::int64_t begin, std::int64_t end) const;
   void pack(const MatmulWave& wave, int member, int n_members) const;
   void compute_cut(const MatmulWave& wave, int member, int n_members) const;
-  void compute_claims(const MatmulWave& wave, int member) const;
+  void compute_claims(const MatmulWave& wave, int member, int n_members) const;
+  // next: what this member reads after them, for kernels of many columns; null: not known.
   void compute_rows(const MatmulTask& task, std::int64_t begin, std::int64_t end,
-                    Arena arena) const;
+                    const std::uint8_t* next, Arena arena) const;
+  const std::uint8_t* rows_of(const MatmulTask& task, std::int64_t row) const;
+  // Of the wave's task of that number; null past its end.
+  const std::uint8_t* first_of(const MatmulWave& wave, std::int64_t task) const;
 
   CpuBackend& backend_;
   const char* op_;

@@ -116,11 +116,12 @@ struct NextPanel {
   }
 };
 
-// The rows [begin, +n) of a job, as far as there are any.
+// The rows [begin, +n) of a job, as far as there are any; behind the last, as much of what comes
+// after the job.
 inline NextPanel panel_from(const MatmulJob& job, std::int64_t begin, std::int64_t n) {
-  if (begin > job.n_rows) begin = job.n_rows;
-  const std::int64_t end = begin + n < job.n_rows ? begin + n : job.n_rows;
   const auto row_bytes = static_cast<std::int64_t>(job.weight_row_bytes);
+  if (begin >= job.n_rows) return {job.next, job.next == nullptr ? 0 : n * row_bytes};
+  const std::int64_t end = begin + n < job.n_rows ? begin + n : job.n_rows;
   return {job.weight + begin * row_bytes, (end - begin) * row_bytes};
 }
 

@@ -69,9 +69,16 @@ std::vector<float> run(const Table& table, const Operands& in, bool many, std::i
       const std::vector<std::uint8_t> part(
           begin,
           begin + static_cast<std::ptrdiff_t>(static_cast<std::size_t>(n_rows) * in.row_bytes));
-      const MatmulJob job{
-          part.data(), in.row_bytes, n_rows,        in.k, many ? nullptr : act_rows.data() + c0,
-          n_cols,      outs.data(),  scratch.data()};
+      // What comes next is only fetched ahead, never read.
+      const MatmulJob job{part.data(),
+                          in.row_bytes,
+                          n_rows,
+                          in.k,
+                          many ? nullptr : act_rows.data() + c0,
+                          n_cols,
+                          outs.data(),
+                          scratch.data(),
+                          cut < in.n_rows ? part.data() + 1 : nullptr};
       if (many) {
         kernel.many(job, {packed.data(), n_cols});
       } else {
