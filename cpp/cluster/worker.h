@@ -1,7 +1,8 @@
 // A worker: a long-lived process's part of a cluster. It listens, keeps weights between
 // coordinators, runs its layers for any number of deployments, and passes hidden rows on. Threads:
-// one for the net (pings included), one for each deployment's compute, one for each load. Not for
-// starting processes or reading command lines: that is Python's.
+// one for the net (pings included; a deployment's thread serves in its place while it waits), one
+// for each deployment's compute, one for each load. Not for starting processes or reading command
+// lines: that is Python's.
 #pragma once
 
 #include <cstdint>
