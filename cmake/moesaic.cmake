@@ -61,8 +61,8 @@ function(moesaic_isa module isa flags)
   target_sources(moesaic_${module} PRIVATE $<TARGET_OBJECTS:moesaic_${module}_${isa}>)
 endfunction()
 
-# moesaic_test(module [SLOW_UNOPTIMISED]): tests/cpp/<module>/*.cpp as one GoogleTest program; its data folder is passed by
-# definition. Under sanitizers the tests themselves are not optimised (half the time to build), but for those that compute
+# moesaic_test(module [SLOW_UNOPTIMISED]): tests/cpp/<module>/*.cpp as one GoogleTest program, run from the root folder; its
+# data folder is passed by definition, relative, so that checkouts share what a compiler cache holds. Under sanitizers the tests themselves are not optimised (half the time to build), but for those that compute
 # much by scalar code of their own.
 function(moesaic_test module)
   cmake_parse_arguments(arg "SLOW_UNOPTIMISED" "" "" ${ARGN})
@@ -74,7 +74,7 @@ function(moesaic_test module)
   target_include_directories(test_${module} PRIVATE ${PROJECT_SOURCE_DIR}/tests/cpp)
   target_link_libraries(test_${module} PRIVATE moesaic_${module} GTest::gtest_main Eigen3::Eigen)
   target_compile_definitions(test_${module} PRIVATE
-    MOESAIC_TEST_DATA="${PROJECT_SOURCE_DIR}/tests/data")
+    MOESAIC_TEST_DATA="tests/data")
   moesaic_flags(test_${module})
   target_compile_options(test_${module} PRIVATE -Wno-conversion -Wno-shadow)
   if(MOESAIC_SANITIZE AND NOT arg_SLOW_UNOPTIMISED)
@@ -82,7 +82,7 @@ function(moesaic_test module)
   endif()
   moesaic_precompile(test_${module}
     <gtest/gtest.h> <algorithm> <chrono> <fstream> <functional> <map> <memory> <random> <thread>)
-  add_test(NAME ${module} COMMAND test_${module})
+  add_test(NAME ${module} COMMAND test_${module} WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
   set_tests_properties(${module} PROPERTIES TIMEOUT 600)
 endfunction()
 
