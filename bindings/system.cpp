@@ -4,6 +4,7 @@
 
 #include "backend/backend.h"
 #include "base/aligned_buffer.h"
+#include "base/process.h"
 #include "base/thread_pool.h"
 #include "bindings/register.h"
 
@@ -18,6 +19,18 @@ void register_system(pybind11::module_& m) {
         "Names accepted by Model(backend=...).");
   m.def("available_isas", &backend::available_isas,
         "CPU tables this build has and this machine can run, slowest first.");
+  m.def(
+      "take_environment",
+      [](const std::string& name) -> std::optional<pybind11::bytes> {
+        const std::optional<std::string> value = take_environment(name);
+        if (!value) return std::nullopt;
+        return pybind11::bytes(*value);
+      },
+      pybind11::arg("name"),
+      "Remove a variable from the environment, also from what the kernel shows in "
+      "/proc/PID/environ, and return its bytes; None when it is not set or empty.");
+  m.def("forbid_core_dumps", &forbid_core_dumps,
+        "From now on this process leaves no core dump, and only root can attach to it.");
   m.def("isa", &backend::current_isa, "The CPU table in use (MOESAIC_ISA forces one).");
 }
 

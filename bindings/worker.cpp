@@ -11,6 +11,7 @@
 #include <optional>
 
 #include "base/errors.h"
+#include "base/process.h"
 #include "bindings/interruptible.h"
 #include "bindings/register.h"
 
@@ -76,7 +77,12 @@ class WorkerHandle {
     address_ = worker_->address();
   }
   ~WorkerHandle() {
-    // As a rule close() was called; at the interpreter's end this may wait, which nobody minds.
+    if (!process_.is_current()) {  // a forked child: the worker and its threads are the parent's
+      (void)worker_.release();
+      new std::shared_ptr<EventQueue>(std::move(queue_));
+      return;
+    }
+    // As a rule close() was called; at the interpreter's end this may wait.
     worker_.reset();
     queue_->close();
   }
@@ -87,6 +93,7 @@ class WorkerHandle {
   bool stopped() const { return worker_ == nullptr || worker_->stopped(); }
   // Ends all work and waits for the threads.
   void close() {
+    if (!process_.is_current()) return;
     const GilRelease free_gil;
     if (worker_) worker_->stop();
     worker_.reset();
@@ -97,6 +104,7 @@ class WorkerHandle {
 
  private:
   std::shared_ptr<EventQueue> queue_;
+  const OwningProcess process_;
   std::unique_ptr<cluster::Worker> worker_;
   std::string address_;
 };

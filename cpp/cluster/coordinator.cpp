@@ -8,6 +8,7 @@
 #include <mutex>
 
 #include "base/digest.h"
+#include "base/process.h"
 #include "cluster/blob_server.h"
 #include "cluster/blob_source.h"
 #include "cluster/cluster_runner.h"
@@ -487,7 +488,9 @@ std::unique_ptr<model::Runner> CoordinatorImpl::deploy(std::shared_ptr<const ggu
 
 std::shared_ptr<Coordinator> Coordinator::connect(const CoordinatorOptions& options,
                                                   const CancelFlag* cancel) {
-  auto made = std::make_shared<CoordinatorImpl>(options);
+  // A forked child leaves it alone: its threads are the parent's.
+  const std::shared_ptr<CoordinatorImpl> made(new CoordinatorImpl(options),
+                                              DeleteInOwningProcess{});
   made->connect_all(cancel);
   return made;
 }

@@ -19,9 +19,10 @@ using Endpoints = std::vector<asio::ip::tcp::endpoint>;
                       "\", need host:port (or [host]:port for IPv6)");
 }
 
-// On a thread of its own, because the system's resolver knows no deadline; nothing of ours is
-// touched by it once the caller has gone.
-Endpoints resolve_name(const std::string& host, std::uint16_t port, milliseconds deadline) {
+// On a thread of its own, because the system's resolver knows neither deadlines nor cancellation;
+// nothing of ours is touched by it once the caller has gone.
+Endpoints resolve_name(const std::string& host, std::uint16_t port, milliseconds deadline,
+                       const CancelFlag* cancel) {
   auto promise = std::make_shared<std::promise<Endpoints>>();
   std::future<Endpoints> future = promise->get_future();
   std::thread([promise, host, port] {
@@ -37,7 +38,11 @@ Endpoints resolve_name(const std::string& host, std::uint16_t port, milliseconds
       promise->set_exception(std::current_exception());
     }
   }).detach();
-  if (future.wait_for(deadline) != std::future_status::ready) {
+  const auto end = std::chrono::steady_clock::now() + deadline;
+  constexpr milliseconds kSlice{20};
+  while (future.wait_for(kSlice) != std::future_status::ready) {
+    if (cancel != nullptr) cancel->check();
+    if (std::chrono::steady_clock::now() < end) continue;
     fail<DeadlineError>("[net] ", host, ": no answer from the name service within ",
                         deadline.count(), " ms");
   }
@@ -67,12 +72,12 @@ std::pair<std::string, std::uint16_t> split_address(const std::string& address) 
   return {std::move(host), port};
 }
 
-Endpoints resolve(const std::string& address, milliseconds deadline) {
+Endpoints resolve(const std::string& address, milliseconds deadline, const CancelFlag* cancel) {
   const auto [host, port] = split_address(address);
   asio::error_code not_a_number;
   const asio::ip::address numeric = asio::ip::make_address(host, not_a_number);
   if (!not_a_number) return {{numeric, port}};
-  return resolve_name(host, port, deadline);
+  return resolve_name(host, port, deadline, cancel);
 }
 
 bool is_loopback(const asio::ip::address& address) {

@@ -10,8 +10,9 @@
 namespace moesaic::net {
 
 // "host:port" -> what the system knows under that name. Throws ArgumentError, NetError,
-// DeadlineError.
-std::vector<asio::ip::tcp::endpoint> resolve(const std::string& address, milliseconds deadline);
+// DeadlineError, CancelledError.
+std::vector<asio::ip::tcp::endpoint> resolve(const std::string& address, milliseconds deadline,
+                                             const CancelFlag* cancel = nullptr);
 
 bool is_loopback(const asio::ip::address& address);  // also ::ffff:127.0.0.1
 

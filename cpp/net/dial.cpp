@@ -93,8 +93,10 @@ class Dialling : public Closable, public std::enable_shared_from_this<Dialling> 
 
   asio::awaitable<std::shared_ptr<Connection>> shake_hands(const Deadline& deadline) {
     const std::string where = strcat("[net] ", address_, ": ");
-    const char* const hint = options_.key ? ": has it the same cluster key, and a key at all?"
-                                          : ": does it want a cluster key (this side has none)?";
+    // Of a connection that ends without a word.
+    const char* const hint = options_.key
+                                 ? "; is it still running, and does it have a cluster key at all?"
+                                 : "; does it want a cluster key (this side has none)?";
     try {
       stream_->prepare(options_.stalled_after);
       PeerInfo peer = co_await shake_hands_as_dialler(*stream_, options_, address_);
@@ -108,7 +110,8 @@ class Dialling : public Closable, public std::enable_shared_from_this<Dialling> 
         fail<DeadlineError>(where, "it has answered the connection but not the handshake in time",
                             hint);
       }
-      throw NetError(where + error.what() + hint);
+      const std::string text = error.what();
+      throw NetError(where + text + (text.find("cluster key") == std::string::npos ? hint : ""));
     }
   }
 
@@ -130,8 +133,9 @@ std::shared_ptr<Connection> dial(NetThread& net, const LinkOptions& options,
   if (net.impl()->is_current()) {
     fail<InternalError>("[net] dial waits, and must not on the net thread");
   }
+  if (cancel != nullptr) cancel->check();
   const Clock::time_point end = Clock::now() + deadline;
-  Endpoints endpoints = resolve(address, deadline);
+  Endpoints endpoints = resolve(address, deadline, cancel);
   if (!options.key && !options.plain_beyond_loopback) {
     for (const auto& endpoint : endpoints) {
       if (is_loopback(endpoint.address())) continue;

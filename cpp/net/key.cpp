@@ -9,13 +9,16 @@
 #include <openssl/kdf.h>
 #include <openssl/params.h>
 #include <openssl/rand.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <functional>
 #include <memory>
+#include <new>
 
 #include "base/errors.h"
 
@@ -80,12 +83,25 @@ Secret hkdf(const Secret& key, std::string_view info) {
   return out;
 }
 
+// HMAC-SHA256 under a key made for identities alone.
+Secret identity_part(const Secret& key, std::string_view what,
+                     std::span<const std::uint8_t> bytes) {
+  Secret for_identities = hkdf(key, strcat("moesaic identity ", what, " v1"));
+  Secret out{};
+  unsigned int n = 0;
+  const bool made = HMAC(EVP_sha256(), for_identities.data(), int{sizeof(Secret)}, bytes.data(),
+                         bytes.size(), out.data(), &n) != nullptr;
+  OPENSSL_cleanse(for_identities.data(), for_identities.size());
+  if (!made) fail<InternalError>("[key] HMAC failed in OpenSSL");
+  return out;
+}
+
 void fill_random(std::uint8_t* out, std::size_t n) {
   if (RAND_bytes(out, static_cast<int>(n)) != 1)
     fail<IoError>("[key] the system gives no random bytes");
 }
 
-// What was in it is no business of whoever gets this memory next.
+// Zeroed before it is freed: it held a key.
 struct Text {
   Text() = default;
   ~Text() { OPENSSL_cleanse(bytes, sizeof bytes); }
@@ -100,7 +116,26 @@ struct Text {
   fail<IoError>("[key] ", path, ": ", what, ": ", std::strerror(error));
 }
 
+std::size_t whole_pages(std::size_t n_bytes) {
+  const auto page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
+  return (n_bytes + page - 1) / page * page;
+}
+
 }  // namespace
+
+void* allocate_undumped(std::size_t n_bytes) {
+  const std::size_t n = whole_pages(n_bytes);
+  void* pages = ::mmap(nullptr, n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (pages == MAP_FAILED) throw std::bad_alloc();
+  (void)::madvise(pages, n, MADV_DONTDUMP);
+  (void)::mlock(pages, n);  // the limit may be too low; swap is then as safe as it is
+  return pages;
+}
+
+void free_undumped(void* pages, std::size_t n_bytes) noexcept {
+  OPENSSL_cleanse(pages, n_bytes);
+  (void)::munmap(pages, whole_pages(n_bytes));
+}
 
 ClusterKey ClusterKey::parse(std::string_view text, const std::string& source) {
   const std::string where = source.empty() ? "[key] " : "[key] " + source + ": ";
@@ -171,10 +206,6 @@ ClusterKey ClusterKey::random() {
   return key;
 }
 
-ClusterKey::~ClusterKey() {
-  for (Secret& key : keys_) OPENSSL_cleanse(key.data(), key.size());
-}
-
 std::string ClusterKey::text() const {
   std::string text;
   for (const Secret& key : keys_) text += hex(key) + "\n";
@@ -182,25 +213,44 @@ std::string ClusterKey::text() const {
 }
 
 std::string ClusterKey::key_id(int epoch) const {
-  const Secret id = hkdf(keys_.at(static_cast<std::size_t>(epoch)), "moesaic key id v1");
+  const Secret id = hkdf(at(epoch), "moesaic key id v1");
   return hex(id).substr(0, 16);
 }
 
-std::optional<int> ClusterKey::find(std::string_view id) const {
+std::vector<std::uint8_t> ClusterKey::identity(int epoch, const wire::NodeId& dialler) const {
+  std::vector<std::uint8_t> text(kIdentityBytes);
+  const auto nonce = std::span(text).first<16>();
+  fill_random(nonce.data(), nonce.size());
+  const Secret mask = identity_part(at(epoch), "mask", nonce);
+  std::transform(dialler.begin(), dialler.end(), mask.begin(), text.begin() + 16, std::bit_xor{});
+  const Secret tag = identity_part(at(epoch), "tag", std::span(text).first(32));
+  std::copy_n(tag.begin(), 16, text.begin() + 32);
+  return text;
+}
+
+std::optional<ClusterKey::Claim> ClusterKey::open_identity(
+    std::span<const std::uint8_t> identity) const {
+  if (identity.size() != kIdentityBytes) return std::nullopt;
   for (int epoch = 0; epoch < n_keys(); ++epoch) {
-    if (key_id(epoch) == id) return epoch;
+    const Secret tag = identity_part(at(epoch), "tag", identity.first(32));
+    if (CRYPTO_memcmp(tag.data(), identity.data() + 32, 16) != 0) continue;
+    const Secret mask = identity_part(at(epoch), "mask", identity.first(16));
+    Claim claim;
+    claim.epoch = epoch;
+    std::transform(mask.begin(), mask.begin() + 16, identity.begin() + 16, claim.dialler.begin(),
+                   std::bit_xor{});
+    return claim;
   }
   return std::nullopt;
 }
 
 Secret ClusterKey::psk(int epoch, const wire::NodeId& dialler) const {
-  return hkdf(keys_.at(static_cast<std::size_t>(epoch)),
-              "moesaic psk v1, dialled by " + hex(dialler));
+  return hkdf(at(epoch), "moesaic psk v1, dialled by " + hex(dialler));
 }
 
 wire::Digest ClusterKey::proof(int epoch, const wire::NodeId& dialler, const wire::NodeId& listener,
                                const Secret& exporter) const {
-  const Secret key = hkdf(keys_.at(static_cast<std::size_t>(epoch)), "moesaic listener proof v1");
+  const Secret key = hkdf(at(epoch), "moesaic listener proof v1");
   const std::string text = hex(dialler) + hex(listener) + hex(exporter);
   wire::Digest out{};
   unsigned int n = 0;

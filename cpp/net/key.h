@@ -8,6 +8,7 @@
 #include <array>
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -17,6 +18,22 @@
 namespace moesaic::net {
 
 using Secret = std::array<std::uint8_t, 32>;
+
+// Pages of their own that are left out of core dumps and, where the limit allows it, of swap.
+// Throws std::bad_alloc.
+void* allocate_undumped(std::size_t n_bytes);
+void free_undumped(void* pages, std::size_t n_bytes) noexcept;  // wipes them first
+
+template <typename T>
+struct UndumpedAllocator {
+  using value_type = T;
+  UndumpedAllocator() = default;
+  template <typename U>
+  explicit UndumpedAllocator(const UndumpedAllocator<U>&) {}
+  T* allocate(std::size_t n) { return static_cast<T*>(allocate_undumped(n * sizeof(T))); }
+  void deallocate(T* at, std::size_t n) noexcept { free_undumped(at, n * sizeof(T)); }
+  bool operator==(const UndumpedAllocator&) const { return true; }
+};
 
 class ClusterKey {
  public:
@@ -34,13 +51,24 @@ class ClusterKey {
   ClusterKey(ClusterKey&&) = default;
   ClusterKey& operator=(const ClusterKey&) = default;
   ClusterKey& operator=(ClusterKey&&) = default;
-  ~ClusterKey();  // leaves no key behind in memory
+  ~ClusterKey() = default;  // the allocator leaves no key behind
 
   // Number of keys: 1, or 2 during a change. Epoch 0 is the one in use.
   int n_keys() const { return static_cast<int>(keys_.size()); }
-  // What identifies key `epoch` on the wire without telling anything about it.
+  // A short name of key `epoch` for people and logs, which tells nothing about it. Never sent.
   std::string key_id(int epoch) const;
-  std::optional<int> find(std::string_view key_id) const;
+
+  // What a dialler sends in clear to say which key it has and who it is: a fresh random number, and
+  // both masked under it, so that two connections have nothing in common for those without the key.
+  // (kIdentityBytes): nonce 16 | node id xor mask 16 | tag 16.
+  static constexpr std::size_t kIdentityBytes = 48;
+  std::vector<std::uint8_t> identity(int epoch, const wire::NodeId& dialler) const;
+  struct Claim {
+    int epoch = 0;
+    wire::NodeId dialler{};
+  };
+  // Nothing when none of these keys has made it. A claim proves nothing: it may be a copy.
+  std::optional<Claim> open_identity(std::span<const std::uint8_t> identity) const;
 
   // PSK for connections that `dialler` opens, with key `epoch`.
   Secret psk(int epoch, const wire::NodeId& dialler) const;
@@ -53,8 +81,9 @@ class ClusterKey {
 
  private:
   ClusterKey() = default;
+  const Secret& at(int epoch) const { return keys_.at(static_cast<std::size_t>(epoch)); }
 
-  std::vector<Secret> keys_;
+  std::vector<Secret, UndumpedAllocator<Secret>> keys_;
 };
 
 wire::NodeId random_node_id();

@@ -18,6 +18,8 @@ namespace {
 constexpr std::size_t kFirstPieceBytes = std::size_t{4} << 20;
 // How often a reader that has been paused looks whether its user has let go of messages.
 constexpr milliseconds kPausePoll{5};
+// A peer that takes less than this in `stalled_after` is as good as one that takes nothing.
+constexpr std::uint64_t kLeastProgressBytes = 4096;
 
 }  // namespace
 
@@ -45,6 +47,10 @@ std::shared_ptr<Connection> Link::make(std::shared_ptr<NetThread::Impl> net,
   if (!net->add(link)) fail<NetError>("[net] ", link->peer().address, ": this process is ending");
   Connection* const raw = link.get();
   return {raw, [link = std::move(link)](Connection*) mutable {
+            if (!link->net_->process.is_current()) {  // a forked child: the link is the parent's
+              new std::shared_ptr<Link>(std::move(link));
+              return;
+            }
             try {
               link->close();
             } catch (...) {
@@ -65,7 +71,7 @@ void Link::start(Handlers handlers) {
     self->running_ = 3;
     const auto now = Clock::now();
     self->last_heard_ = now;
-    self->last_written_ = now;
+    self->last_taken_ = now;
     self->ping_sent_ = now - self->ping_every_;
     asio::co_spawn(self->net_->io, run_reader(self), asio::detached);
     asio::co_spawn(self->net_->io, run_writer(self), asio::detached);
@@ -230,7 +236,7 @@ asio::awaitable<void> Link::watch() {
     const auto slept = now - previous;
     if (slept > 2 * tick) {
       last_heard_ += slept - tick;
-      last_written_ += slept - tick;
+      last_taken_ += slept - tick;
     }
     previous = now;
     if (is_closing && now >= closing_deadline) {
@@ -264,12 +270,20 @@ void Link::check_silence(Clock::time_point now) {
     fail<NetError>("not a byte for ", seconds(now - last_heard_),
                    " s (pings are sent twice a second): taken for dead");
   }
-  const std::uint64_t written = stream_->bytes_written();
-  if (written != written_bytes_ || !writing_) last_written_ = now;
-  written_bytes_ = written;
-  if (now - last_written_ > stalled_after_) {
-    fail<NetError>("it has taken nothing of what waits to be sent for ",
-                   seconds(now - last_written_), " s: taken for dead");
+  // What the peer has acknowledged, not what this side's kernel has taken: its buffer of megabytes
+  // opens in large steps, which a slow link needs longer for than a dead one is waited for.
+  const std::uint64_t taken = stream_->bytes_acknowledged();
+  if (taken >= taken_bytes_ + kLeastProgressBytes || !writing_) {
+    if (writing_) {
+      const std::lock_guard lock(mutex_);
+      last_progress_ = now;
+    }
+    last_taken_ = now;
+    taken_bytes_ = taken;
+  }
+  if (now - last_taken_ > stalled_after_) {
+    fail<NetError>("it has taken nothing of what waits to be sent for ", seconds(now - last_taken_),
+                   " s: taken for dead");
   }
 }
 

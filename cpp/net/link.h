@@ -110,6 +110,7 @@ class Link : public Connection, public Closable, public std::enable_shared_from_
   std::size_t queued_bytes_ = 0;  // with what is being written
   bool writer_waits_ = false;
   Clock::time_point closing_deadline_;
+  Clock::time_point last_progress_;  // the peer took some of what waits
   Counters counters_;
   wire::Pong last_pong_;
   std::chrono::microseconds round_trip_{0};
@@ -128,9 +129,9 @@ class Link : public Connection, public Closable, public std::enable_shared_from_
   Clock::time_point ping_sent_;
   bool ping_answered_ = true;
   Clock::time_point last_heard_;
-  Clock::time_point last_written_;
+  Clock::time_point last_taken_;
   std::uint64_t heard_bytes_ = 0;
-  std::uint64_t written_bytes_ = 0;
+  std::uint64_t taken_bytes_ = 0;  // by the peer, when last_taken_ was set
   bool reading_paused_ = false;
   bool writing_ = false;
   int running_ = 0;

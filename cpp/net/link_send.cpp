@@ -54,7 +54,13 @@ void Link::send_frame(wire::MessageType type, std::vector<std::uint8_t> fields,
       shut(std::make_exception_ptr(NetError(text)));
       throw NetError(text);
     }
-    if (!changed_.wait_for(lock, send_deadline_, has_room)) {
+    // A slow link is not a dead one: the deadline runs from the last bytes that the peer took.
+    Clock::time_point deadline = Clock::now() + send_deadline_;
+    while (!changed_.wait_until(lock, deadline, has_room)) {
+      if (last_progress_ + send_deadline_ > deadline) {
+        deadline = last_progress_ + send_deadline_;
+        continue;
+      }
       fail<DeadlineError>("[net] ", peer_.address, ": no room to send ", frame.n_bytes(),
                           " bytes within ", send_deadline_.count(), " ms, ", queued_bytes_,
                           " bytes wait before them");

@@ -1,9 +1,11 @@
 // The listening side: accept, shake hands with a deadline, hand over. Strangers get 16 KiB and
-// 5 s, and the oldest of them gives way when there are too many.
+// 5 s; when there are too many of them, the source with the most gives up its oldest.
 #include <fcntl.h>
 
 #include <algorithm>
+#include <array>
 #include <list>
+#include <map>
 #include <utility>
 
 #include "base/errors.h"
@@ -16,6 +18,29 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 using Tcp = asio::ip::tcp;
+
+// Where a connection comes from, as far as one machine cannot choose: an IPv4 address, or the first
+// 64 bits of an IPv6 address.
+using Source = std::array<std::uint8_t, 8>;
+
+Source source_of(const asio::ip::address& address) {
+  Source source{};
+  if (address.is_v6() && !address.to_v6().is_v4_mapped()) {
+    const auto bytes = address.to_v6().to_bytes();
+    std::copy_n(bytes.begin(), source.size(), source.begin());
+    return source;
+  }
+  const auto v4 = address.is_v6() ? asio::ip::make_address_v4(asio::ip::v4_mapped, address.to_v6())
+                                  : address.to_v4();
+  const auto bytes = v4.to_bytes();
+  std::copy(bytes.begin(), bytes.end(), source.begin() + 4);  // no global IPv6 prefix begins with 0
+  return source;
+}
+
+struct HalfOpen {
+  Stream* stream = nullptr;
+  Source source{};
+};
 
 class Acceptor : public Closable, public std::enable_shared_from_this<Acceptor> {
  public:
@@ -61,7 +86,7 @@ class Acceptor : public Closable, public std::enable_shared_from_this<Acceptor> 
     asio::error_code ignored;
     acceptor_.close(ignored);
     pause_.cancel();
-    for (Stream* stream : half_open_) stream->close();
+    for (const HalfOpen& each : half_open_) each.stream->close();
     // A handler that closes its own listener is still running: what it is made of goes later.
     asio::post(net_->io, [handlers = std::exchange(handlers_, {})] {});
   }
@@ -88,10 +113,7 @@ class Acceptor : public Closable, public std::enable_shared_from_this<Acceptor> 
         co_await pause_.async_wait(asio::redirect_error(asio::use_awaitable, error));
         continue;
       }
-      if (half_open_.size() >= std::max<std::size_t>(1, options_.max_half_open)) {
-        half_open_.front()->close();
-        half_open_.pop_front();
-      }
+      if (half_open_.size() >= std::max<std::size_t>(1, options_.max_half_open)) make_room();
       asio::co_spawn(net_->io, run_greet(shared_from_this(), std::move(socket)), asio::detached);
     }
   }
@@ -102,7 +124,7 @@ class Acceptor : public Closable, public std::enable_shared_from_this<Acceptor> 
     const std::string from = error ? "(gone)" : to_text(remote);
     auto stream = std::make_unique<Stream>(std::move(socket));
     Stream* const key = stream.get();
-    self->half_open_.push_back(key);
+    self->half_open_.push_back({key, source_of(remote.address())});
     try {
       if (!self->options_.key && !self->options_.plain_beyond_loopback &&
           !is_loopback(remote.address())) {
@@ -114,7 +136,7 @@ class Acceptor : public Closable, public std::enable_shared_from_this<Acceptor> 
     } catch (...) {
       self->refuse(strcat("[net] ", from, ": unknown error"));
     }
-    self->half_open_.remove(key);
+    self->forget(key);
   }
 
   // stream: taken when the peer has authenticated.
@@ -131,11 +153,29 @@ class Acceptor : public Closable, public std::enable_shared_from_this<Acceptor> 
                        options_.handshake_deadline.count(), " ms");
       }
     }
-    half_open_.remove(stream.get());
+    forget(stream.get());
     if (closed_) co_return;
     const std::shared_ptr<Connection> link =
         Link::make(net_, std::move(stream), std::move(peer), options_);
     if (handlers_.accepted) handlers_.accepted(link);
+  }
+
+  // A source that fills the table with connections that go nowhere displaces its own, not those of
+  // others.
+  void make_room() {
+    std::map<Source, std::size_t> n_of;
+    for (const HalfOpen& each : half_open_) ++n_of[each.source];
+    const auto most = std::max_element(
+        n_of.begin(), n_of.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
+    const auto oldest =
+        std::find_if(half_open_.begin(), half_open_.end(),
+                     [&](const HalfOpen& each) { return each.source == most->first; });
+    oldest->stream->close();
+    half_open_.erase(oldest);
+  }
+
+  void forget(const Stream* stream) {
+    half_open_.remove_if([stream](const HalfOpen& each) { return each.stream == stream; });
   }
 
   void refuse(const std::string& why) {
@@ -160,7 +200,7 @@ class Acceptor : public Closable, public std::enable_shared_from_this<Acceptor> 
   Tcp::acceptor acceptor_;
   asio::steady_timer pause_;
   std::string address_;
-  std::list<Stream*> half_open_;  // oldest first; each belongs to a run_greet
+  std::list<HalfOpen> half_open_;  // oldest first; each stream belongs to a run_greet
   Clock::time_point second_began_;
   int lines_ = 0;
   bool closed_ = false;

@@ -40,6 +40,7 @@ bool run_one(asio::io_context& io, bool poll) {
 }  // namespace
 
 bool NetThread::Impl::run_and_wait(const std::function<void()>& task) {
+  if (is_over()) return false;
   if (is_current()) {
     task();
     return true;
@@ -182,6 +183,10 @@ NetThread::NetThread() : impl_(std::make_shared<Impl>()) {
 }
 
 NetThread::~NetThread() {
+  if (!impl_->process.is_current()) {
+    new std::shared_ptr<Impl>(std::move(impl_));  // the parent's: left as it is
+    return;
+  }
   const std::shared_ptr<Impl> impl = std::move(impl_);
   // It ends when nothing is left to do; should something never end, it is left behind.
   std::promise<void> ended;

@@ -11,6 +11,7 @@
 #include <thread>
 #include <vector>
 
+#include "base/process.h"
 #include "net/asio.h"
 #include "net/connection.h"
 
@@ -30,7 +31,9 @@ struct NetThread::Impl {
   asio::executor_work_guard<asio::io_context::executor_type> work = asio::make_work_guard(io);
   std::thread thread;
   std::atomic<bool> has_ended{false};  // joined: nothing posted runs any more
+  const OwningProcess process;         // a forked child has no net thread
 
+  bool is_over() const { return has_ended || !process.is_current(); }
   bool is_current() const { return !has_ended && server_id_ == std::this_thread::get_id(); }
   // Runs it on the net thread and waits for its end; at once when this is the net thread. False:
   // the thread has ended, nothing was run. The task does not throw.

@@ -2,9 +2,12 @@
 #include "net/stream.h"
 
 #include <fcntl.h>
+#include <linux/sockios.h>
 #include <netinet/tcp.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstring>
@@ -15,6 +18,9 @@ namespace moesaic::net {
 namespace {
 
 constexpr std::size_t kHandshakeLimit = 16U << 10;
+// Bytes that may wait in the kernel without being under way: what is queued there can no longer be
+// overtaken by a ping or a cancel. Does not limit what is under way.
+constexpr int kUnsentBytes = 512 << 10;
 
 // After so many bytes without a wait, others on the net thread have their turn.
 bool turn_is_over(std::size_t n_bytes, std::size_t& since_turn) {
@@ -42,6 +48,14 @@ void Stream::prepare(milliseconds stalled_after) {
   const auto timeout = static_cast<unsigned int>(stalled_after.count());
   // Where the system does not know it, the link's own clock finds the same.
   (void)setsockopt(fd(), IPPROTO_TCP, TCP_USER_TIMEOUT, &timeout, sizeof timeout);
+  (void)setsockopt(fd(), IPPROTO_TCP, TCP_NOTSENT_LOWAT, &kUnsentBytes, sizeof kUnsentBytes);
+}
+
+std::uint64_t Stream::bytes_acknowledged() const {
+  const std::uint64_t sent = tls_ ? tls_->bytes_sent() : bytes_written_;
+  int waiting = 0;  // sent and not acknowledged, or not sent
+  if (!socket_.is_open() || ioctl(fd(), SIOCOUTQ, &waiting) != 0 || waiting < 0) return sent;
+  return sent - std::min<std::uint64_t>(sent, static_cast<std::uint64_t>(waiting));
 }
 
 asio::awaitable<void> Stream::tls_handshake(const ClusterKey& key, const wire::NodeId& self,

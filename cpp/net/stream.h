@@ -33,7 +33,8 @@ class Stream : private Socket {
 
   // From the socket, TLS's own included: signs of life.
   std::uint64_t bytes_received() const { return tls_ ? tls_->bytes_received() : bytes_received_; }
-  std::uint64_t bytes_written() const { return bytes_written_; }
+  // Of what was written, on the wire (TLS's own included), that the peer's kernel has confirmed.
+  std::uint64_t bytes_acknowledged() const;
 
  private:
   int fd() const override;

@@ -18,9 +18,6 @@ namespace {
 constexpr char kSuite[] = "TLS_AES_256_GCM_SHA384";
 constexpr unsigned char kSuiteId[] = {0x13, 0x02};
 constexpr char kExporterLabel[] = "EXPORTER-moesaic-listener-proof-v1";
-constexpr std::string_view kIdentityPrefix = "moesaic1 ";
-constexpr std::size_t kKeyIdChars = 16;
-constexpr std::size_t kNodeIdChars = 32;
 
 // The oldest reason in this thread's queue, which is emptied.
 std::string openssl_reason() {
@@ -31,29 +28,24 @@ std::string openssl_reason() {
   return reason == nullptr ? strcat("OpenSSL error ", error) : reason;
 }
 
-std::optional<wire::NodeId> parse_node(std::string_view text) {
-  wire::NodeId id{};
-  if (text.size() != 2 * id.size()) return std::nullopt;
-  for (std::size_t i = 0; i < text.size(); ++i) {
-    const char c = text[i];
-    int value = 0;
-    if (c >= '0' && c <= '9') {
-      value = c - '0';
-    } else if (c >= 'a' && c <= 'f') {
-      value = c - 'a' + 10;
-    } else {
-      return std::nullopt;
-    }
-    id[i / 2] = static_cast<std::uint8_t>(id[i / 2] * 16 + value);
+// What a failed handshake means to a person, before OpenSSL's own words; "" for other reasons.
+std::string_view meaning_of(unsigned long error) {
+  switch (ERR_GET_REASON(error)) {
+    case SSL_R_SSLV3_ALERT_ILLEGAL_PARAMETER:
+    case SSL_R_SSLV3_ALERT_HANDSHAKE_FAILURE:
+    case SSL_R_TLSV1_ALERT_DECRYPT_ERROR:
+    case SSL_R_TLSV1_ALERT_UNKNOWN_PSK_IDENTITY:
+      return "it does not accept this cluster key: both sides need the same cluster key";
+    case SSL_R_WRONG_VERSION_NUMBER:
+    case SSL_R_HTTP_REQUEST:
+    case SSL_R_UNEXPECTED_MESSAGE:
+      return "it does not speak TLS: does it have a cluster key at all?";
+    default:
+      return "";
   }
-  return id;
 }
 
 }  // namespace
-
-std::string psk_identity(const std::string& key_id, const wire::NodeId& dialler) {
-  return strcat(kIdentityPrefix, key_id, " ", to_hex(dialler));
-}
 
 // What OpenSSL calls back: C functions that must not throw.
 struct TlsCallbacks {
@@ -68,7 +60,7 @@ struct TlsCallbacks {
     if (digest != nullptr && !EVP_MD_is_a(digest, "SHA2-384")) return 0;
     TlsSession& self = session(ssl);
     try {
-      *out = self.make_session(ssl, 0, self.self_);
+      *out = self.make_session(ssl, self.key_.psk(0, self.self_));
     } catch (const std::exception&) {
       return 0;
     }
@@ -83,28 +75,22 @@ struct TlsCallbacks {
                           SSL_SESSION** out) {
     *out = nullptr;
     TlsSession& self = session(ssl);
-    std::string_view text(reinterpret_cast<const char*>(identity), identity_bytes);
     try {
-      const bool shaped = text.size() == kIdentityPrefix.size() + kKeyIdChars + 1 + kNodeIdChars &&
-                          text.substr(0, kIdentityPrefix.size()) == kIdentityPrefix;
-      if (!shaped) {
-        self.refusal_ = "it offers something that is not a Moesaic cluster key";
-        return 1;
-      }
-      text.remove_prefix(kIdentityPrefix.size());
-      const std::optional<wire::NodeId> dialler = parse_node(text.substr(kKeyIdChars + 1));
-      const std::optional<int> epoch = self.key_.find(text.substr(0, kKeyIdChars));
-      if (!dialler || !epoch) {
+      const auto claim = self.key_.open_identity({identity, identity_bytes});
+      if (!claim) {
         self.refusal_ = "its cluster key is not in this node's key file";
-        return 1;
-      }
-      if (*dialler == self.self_) {
+      } else if (claim->dialler == self.self_) {
         self.refusal_ = "it uses this node's own id: a reflection, or a node that dials itself";
+      }
+      if (!self.refusal_.empty()) {
+        // With a key that no one has the handshake fails as it does for a right identity without
+        // its secret: a stranger does not learn whose identity it has overheard.
+        *out = self.make_session(ssl, ClusterKey::random().psk(0, self.self_));
         return 1;
       }
-      *out = self.make_session(ssl, *epoch, *dialler);
-      self.key_epoch_ = *epoch;
-      self.dialler_ = *dialler;
+      *out = self.make_session(ssl, self.key_.psk(claim->epoch, claim->dialler));
+      self.key_epoch_ = claim->epoch;
+      self.dialler_ = claim->dialler;
     } catch (const std::exception&) {
       return 0;
     }
@@ -118,7 +104,10 @@ struct TlsCallbacks {
     BIO_clear_retry_flags(bio);
     const ssize_t sent =
         ::send(self.socket_.fd(), data, static_cast<std::size_t>(n), MSG_NOSIGNAL | MSG_DONTWAIT);
-    if (sent >= 0) return static_cast<int>(sent);
+    if (sent >= 0) {
+      self.bytes_sent_ += static_cast<std::uint64_t>(sent);
+      return static_cast<int>(sent);
+    }
     if (errno == EAGAIN || errno == EINTR) {
       BIO_set_retry_write(bio);
     } else {
@@ -222,7 +211,7 @@ TlsSession::TlsSession(const ClusterKey& key, const wire::NodeId& self, Side sid
   if (side == Side::kDialler) {
     dialler_ = self;
     key_epoch_ = 0;
-    identity_ = psk_identity(key_.key_id(0), self);
+    identity_ = key_.identity(0, self);
     SSL_set_connect_state(ssl_.get());
   } else {
     SSL_set_accept_state(ssl_.get());
@@ -235,8 +224,7 @@ TlsSession::~TlsSession() = default;
 // which a calendar that jumps must not matter.
 constexpr long kNever = 1L << 30;  // s
 
-SSL_SESSION* TlsSession::make_session(SSL* ssl, int epoch, const wire::NodeId& dialler) const {
-  Secret psk = key_.psk(epoch, dialler);
+SSL_SESSION* TlsSession::make_session(SSL* ssl, Secret psk) const {
   SSL_SESSION* session = SSL_SESSION_new();
   const SSL_CIPHER* cipher = SSL_CIPHER_find(ssl, kSuiteId);
   const bool made = session != nullptr && cipher != nullptr &&
@@ -267,6 +255,7 @@ TlsSession::Want TlsSession::what_next(int result, const char* what, bool& ended
   }
   const bool unexpected_end =
       ERR_GET_REASON(ERR_peek_error()) == SSL_R_UNEXPECTED_EOF_WHILE_READING;
+  const std::string_view meaning = established_ ? "" : meaning_of(ERR_peek_error());
   const std::string reason = openssl_reason();
   if (!refusal_.empty()) fail<NetError>(what, " refused: ", refusal_);
   if (socket_error_ != 0) fail<NetError>(what, ": ", std::strerror(socket_error_));
@@ -274,6 +263,7 @@ TlsSession::Want TlsSession::what_next(int result, const char* what, bool& ended
     ended = true;
     return Want::kNothing;
   }
+  if (!meaning.empty()) fail<NetError>(meaning, " (", what, ": ", reason, ")");
   fail<NetError>(what, ": ", reason);
 }
 

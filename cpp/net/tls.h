@@ -10,13 +10,11 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "net/key.h"
 
 namespace moesaic::net {
-
-// "moesaic1 <key id> <node id>": which key, and who dials.
-std::string psk_identity(const std::string& key_id, const wire::NodeId& dialler);
 
 // What a session reads and writes: the socket, whose number is -1 once it is closed.
 class Socket {
@@ -48,6 +46,7 @@ class TlsSession {
   const wire::NodeId& dialler() const { return dialler_; }
   Secret exporter() const;
   std::uint64_t bytes_received() const { return bytes_received_; }
+  std::uint64_t bytes_sent() const { return bytes_sent_; }
   std::uint64_t key_updates() const { return key_updates_; }
   // Traffic keys are renewed after so many records sent: AES-GCM is good for 2^24.5 (RFC 8446 5.5).
   void set_records_per_key(std::uint64_t n) { records_per_key_ = n; }
@@ -55,20 +54,21 @@ class TlsSession {
  private:
   friend struct TlsCallbacks;
   Want what_next(int result, const char* what, bool& ended);
-  SSL_SESSION* make_session(SSL* ssl, int epoch, const wire::NodeId& dialler) const;
+  SSL_SESSION* make_session(SSL* ssl, Secret psk) const;  // wipes its copy
 
   const ClusterKey key_;
   const wire::NodeId self_;
   const Side side_;
   const Socket& socket_;
   const std::size_t handshake_limit_;
-  std::string identity_;  // dialler
+  std::vector<std::uint8_t> identity_;  // dialler
   wire::NodeId dialler_{};
   int key_epoch_ = -1;
   bool established_ = false;
   std::string refusal_;  // why the listener's callback did not find a key
   int socket_error_ = 0;
   std::uint64_t bytes_received_ = 0;
+  std::uint64_t bytes_sent_ = 0;
   std::uint64_t records_sent_ = 0;
   std::uint64_t records_per_key_ = std::uint64_t{1} << 23;
   std::uint64_t key_updates_ = 0;

@@ -31,6 +31,7 @@ __all__: list[str] = [
     "dequantize",
     "describe",
     "engine_config",
+    "forbid_core_dumps",
     "generation_spec",
     "isa",
     "load_model",
@@ -42,6 +43,7 @@ __all__: list[str] = [
     "qtype_ids",
     "qtypes",
     "quantize",
+    "take_environment",
     "token_ids",
 ]
 
@@ -535,6 +537,11 @@ def engine_config(engine: Engine) -> dict[str, typing.Any]:
     A loaded model's configuration.
     """
 
+def forbid_core_dumps() -> None:
+    """
+    From now on this process leaves no core dump, and only root can attach to it.
+    """
+
 def generation_spec(
     *,
     where: str,
@@ -615,6 +622,11 @@ def quantize(
 ) -> numpy.typing.NDArray[numpy.uint8]:
     """
     Encode floats; uint8 with the last axis in bytes.
+    """
+
+def take_environment(name: str) -> bytes | None:
+    """
+    Remove a variable from the environment, also from what the kernel shows in /proc/PID/environ, and return its bytes; None when it is not set or empty.
     """
 
 def token_ids(

@@ -59,31 +59,28 @@ TEST_F(Handshake, AnotherKeyIsRefused) {
   expect_served(net, patient(key), server);
 }
 
-TEST_F(Handshake, TheRightIdentityWithAnotherSecretIsRefused) {
-  // Knows key id and node ids (they are not secret), not the key: the binder of TLS fails.
-  class Forger {
-   public:
-    static int use(SSL* ssl, const EVP_MD*, const unsigned char** id, std::size_t* n,
-                   SSL_SESSION** out) {
-      const auto* identity = static_cast<const std::string*>(SSL_get_app_data(ssl));
-      const unsigned char suite[] = {0x13, 0x02};
-      const Secret wrong{};
-      *out = SSL_SESSION_new();
-      SSL_SESSION_set1_master_key(*out, wrong.data(), wrong.size());
-      SSL_SESSION_set_cipher(*out, SSL_CIPHER_find(ssl, suite));
-      SSL_SESSION_set_protocol_version(*out, TLS1_3_VERSION);
-      *id = reinterpret_cast<const unsigned char*>(identity->data());
-      *n = identity->size();
-      return 1;
-    }
-  };
-  Server server(net, patient(key));
-  std::string identity = psk_identity(key.key_id(0), random_node_id());
+// Offers an identity with a secret that is not the key's.
+int use_forged(SSL* ssl, const EVP_MD*, const unsigned char** id, std::size_t* n,
+               SSL_SESSION** out) {
+  const auto* identity = static_cast<const std::vector<std::uint8_t>*>(SSL_get_app_data(ssl));
+  const unsigned char suite[] = {0x13, 0x02};
+  const Secret wrong{};
+  *out = SSL_SESSION_new();
+  SSL_SESSION_set1_master_key(*out, wrong.data(), wrong.size());
+  SSL_SESSION_set_cipher(*out, SSL_CIPHER_find(ssl, suite));
+  SSL_SESSION_set_protocol_version(*out, TLS1_3_VERSION);
+  *id = identity->data();
+  *n = identity->size();
+  return 1;
+}
+
+// What a listener answers to a hello of that kind, up to the end.
+Bytes answer_to_forged(const Server& server, std::vector<std::uint8_t> identity) {
   RawPeer bare(server.address());
   const std::unique_ptr<SSL_CTX, decltype(&SSL_CTX_free)> context(SSL_CTX_new(TLS_client_method()),
                                                                   SSL_CTX_free);
   SSL_CTX_set_ciphersuites(context.get(), "TLS_AES_256_GCM_SHA384");
-  SSL_CTX_set_psk_use_session_callback(context.get(), Forger::use);
+  SSL_CTX_set_psk_use_session_callback(context.get(), use_forged);
   const std::unique_ptr<SSL, decltype(&SSL_free)> ssl(SSL_new(context.get()), SSL_free);
   SSL_set_app_data(ssl.get(), &identity);
   BIO* in = BIO_new(BIO_s_mem());
@@ -93,12 +90,87 @@ TEST_F(Handshake, TheRightIdentityWithAnotherSecretIsRefused) {
   EXPECT_NE(SSL_do_handshake(ssl.get()), 1);
   char* data = nullptr;
   const long n = BIO_get_mem_data(out, &data);
-  ASSERT_GT(n, 0);
-  ASSERT_TRUE(bare.send(Bytes(data, data + n)));
-  const Bytes answer = bare.receive(1 << 16);
+  EXPECT_GT(n, 0);
+  EXPECT_TRUE(bare.send(Bytes(data, data + n)));
+  return bare.receive(1 << 16);
+}
+
+TEST_F(Handshake, TheRightIdentityWithAnotherSecretIsRefused) {
+  // Has overheard an identity and does not know the key: the binder of TLS fails.
+  Server server(net, patient(key));
+  const Bytes answer = answer_to_forged(server, key.identity(0, random_node_id()));
   EXPECT_LT(answer.size(), 16U);  // an alert, and the end
   EXPECT_TRUE(eventually([&] { return !server.refusals_text().empty(); }));
   EXPECT_EQ(server.n_sessions(), 0U);
+}
+
+TEST_F(Handshake, NothingInTheClearIsTheSameTwice) {
+  Server server(net, patient(key));
+  LinkOptions dialling = patient(key);
+  std::vector<Bytes> hellos;
+  for (int i = 0; i < 2; ++i) {
+    Proxy proxy(server.address());
+    dial(net, dialling, proxy.address())->close();
+    Bytes hello = proxy.recorded();
+    ASSERT_GT(hello.size(), 150U);
+    hellos.push_back(std::move(hello));
+  }
+  const auto holds = [&](const Bytes& all, std::span<const std::uint8_t> part) {
+    return std::search(all.begin(), all.end(), part.begin(), part.end()) != all.end();
+  };
+  const std::string name = key.key_id(0);
+  const Bytes text(name.begin(), name.end());
+  for (const Bytes& hello : hellos) {
+    EXPECT_FALSE(holds(hello, text));
+    EXPECT_FALSE(holds(hello, dialling.self));
+  }
+  // 8 bytes that are the same in both are the protocol's own, and so are in a hello under another
+  // key by another node.
+  const ClusterKey other = ClusterKey::random();
+  Server elsewhere(net, patient(other));
+  Proxy proxy(elsewhere.address());
+  dial(net, patient(other), proxy.address())->close();
+  const Bytes foreign = proxy.recorded();
+  // The hello alone: what follows is encrypted, and the transcript's length may vary.
+  const std::size_t n = (std::size_t{hellos[0][3]} << 8 | hellos[0][4]) + 5;
+  for (std::size_t at = 0; at + 8 <= n; ++at) {
+    const auto part = std::span<const std::uint8_t>(hellos[0]).subspan(at, 8);
+    const bool is_of_this_key = holds(hellos[1], part) && !holds(foreign, part);
+    EXPECT_FALSE(is_of_this_key) << "at byte " << at;
+  }
+}
+
+TEST_F(Handshake, AStrangerLearnsNotWhoseIdentityItHasOverheard) {
+  Server server(net, patient(key));
+  const ClusterKey other = ClusterKey::random();
+  const std::vector<std::uint8_t> ours = key.identity(0, random_node_id());
+  const std::vector<std::uint8_t> foreign = other.identity(0, random_node_id());
+  EXPECT_EQ(answer_to_forged(server, ours), answer_to_forged(server, foreign));
+}
+
+TEST_F(Handshake, ASourceOfManyDisplacesItsOwn) {
+  LinkOptions few = patient(key);
+  few.max_half_open = 8;
+  Server server(net, few);
+  RawPeer quiet(server.address(), "127.0.0.3");  // came first, and is the oldest
+  ASSERT_TRUE(quiet.connected());
+  std::vector<std::unique_ptr<RawPeer>> crowd;
+  for (int i = 0; i < 40; ++i) {
+    crowd.push_back(std::make_unique<RawPeer>(server.address(), "127.0.0.2"));
+    ASSERT_TRUE(crowd.back()->connected());
+  }
+  EXPECT_TRUE(eventually([&] {
+    return std::count_if(crowd.begin(), crowd.end(),
+                         [](const auto& peer) { return peer->other_side_has_closed(); }) == 33;
+  }));
+  EXPECT_FALSE(quiet.other_side_has_closed());
+}
+
+TEST_F(Handshake, ACancelledDialDoesNotWaitForNames) {
+  CancelFlag cancel;
+  cancel.set();
+  EXPECT_THROW(dial(net, patient(key), "a-name-of-no-machine.invalid:9777", kPatience, &cancel),
+               CancelledError);
 }
 
 TEST_F(Handshake, KeysChangeInThreeStepsWithoutAPause) {
@@ -125,7 +197,7 @@ TEST_F(Handshake, PlainAndEncryptedDoNotMix) {
   const std::string to_key = thrown<Error>([&] { dial(net, patient(), with_key.address()); });
   EXPECT_NE(to_key.find(with_key.address()), std::string::npos) << to_key;
   const std::string to_plain = thrown<Error>([&] { dial(net, patient(key), plain.address()); });
-  EXPECT_NE(to_plain.find("a key at all"), std::string::npos) << to_plain;
+  EXPECT_NE(to_plain.find("a cluster key at all"), std::string::npos) << to_plain;
   EXPECT_EQ(with_key.n_sessions() + plain.n_sessions(), 0U);
   // Not a byte of ours leaves before the key is proven: what comes back is at most a TLS alert.
   RawPeer bare(with_key.address());

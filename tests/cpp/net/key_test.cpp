@@ -127,8 +127,29 @@ TEST(Key, DerivationsAreFixed) {
             key.proof(0, node_from(16), node_from(0), exporter));
   EXPECT_NE(key.proof(0, node_from(0), node_from(16), exporter),
             key.proof(0, node_from(0), node_from(16), Secret{}));
-  EXPECT_EQ(both.find(key.key_id(0)), 1);
-  EXPECT_EQ(key.find(both.key_id(0)), std::nullopt);
+}
+
+TEST(Key, IdentitiesAreOpenedByTheirKeyAlone) {
+  const ClusterKey key = ClusterKey::parse(kCounting);
+  const ClusterKey both = ClusterKey::parse(kOther + "\n" + kCounting);
+  const std::vector<std::uint8_t> identity = key.identity(0, node_from(7));
+  ASSERT_EQ(identity.size(), ClusterKey::kIdentityBytes);
+  const auto claim = both.open_identity(identity);
+  ASSERT_TRUE(claim);
+  EXPECT_EQ(claim->epoch, 1);
+  EXPECT_EQ(claim->dialler, node_from(7));
+  EXPECT_FALSE(key.open_identity(both.identity(0, node_from(7))));
+  EXPECT_NE(identity, key.identity(0, node_from(7)));
+  for (std::size_t i = 0; i < identity.size(); ++i) {
+    std::vector<std::uint8_t> changed = identity;
+    changed[i] ^= 1;
+    EXPECT_FALSE(key.open_identity(changed)) << i;
+  }
+  for (const std::size_t n : {0, 1, 47, 49}) {
+    std::vector<std::uint8_t> cut = identity;
+    cut.resize(n);
+    EXPECT_FALSE(key.open_identity(cut)) << n;
+  }
 }
 
 TEST(Address, HostAndPort) {

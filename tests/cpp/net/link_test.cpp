@@ -188,7 +188,7 @@ TEST_P(LinkTest, TheQueueIsBoundedAndTheSenderWaits) {
   EXPECT_LT(n_sent, 200U);             // the queue and what the kernel holds
   client.link->send(wire::Cancel{1});  // small and urgent: has room always
   // One frame larger than the queue waits for an empty one rather than for ever.
-  EXPECT_THROW(client.link->send(wire::Blob{0}, Bytes(2U << 20, 1)), DeadlineError);
+  EXPECT_THROW(client.link->send(wire::Blob{0}, Bytes(3U << 19, 1)), DeadlineError);
 }
 
 TEST_P(LinkTest, CancelOvertakesWhatIsQueued) {
@@ -262,6 +262,23 @@ TEST_P(LinkTest, APeerThatStopsReadingIsFound) {
   });
   EXPECT_NE(text.find(server.address()), std::string::npos) << text;
   EXPECT_TRUE(eventually([&] { return client.closed.load(); }));
+}
+
+TEST_P(LinkTest, ASlowReaderIsNotTakenForDead) {
+  LinkOptions strict = options();
+  strict.stalled_after = 1200ms;
+  strict.send_deadline = 1200ms;  // of the second frame, which waits for the first
+  strict.queue_bytes = 2U << 20;
+  std::atomic<int> n_arrived{0};
+  Server server(net, options(), [&](Connection&, Incoming&&) { ++n_arrived; });
+  Proxy proxy(server.address());
+  Client client(net, strict, proxy.address());
+  proxy.bytes_per_ms = 400;
+  client.link->send(wire::Blob{1}, Bytes(3U << 19, 1));
+  client.link->send(wire::Blob{2}, Bytes(1U << 20, 2));
+  EXPECT_TRUE(eventually([&] { return n_arrived == 2 || client.closed; }));
+  EXPECT_FALSE(client.closed) << client.error;
+  EXPECT_EQ(n_arrived, 2);
 }
 
 TEST_P(LinkTest, ACutIsAnErrorOnBothSidesAtEveryPlace) {

@@ -98,13 +98,20 @@ inline wire::StatusRequest status_request(std::uint64_t id, bool measure = false
 // A blocking socket with time limits that says what a test wants it to.
 class RawPeer : private Socket {
  public:
-  explicit RawPeer(const std::string& address) {
+  // source: the address of this machine to come from; empty: the system's choice.
+  explicit RawPeer(const std::string& address, const std::string& source = "") {
     const auto [host, port] = split_address(address);
     sockaddr_in to{};
     to.sin_family = AF_INET;
     to.sin_port = htons(port);
     inet_pton(AF_INET, host.c_str(), &to.sin_addr);
     fd_ = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (!source.empty()) {
+      sockaddr_in from{};
+      from.sin_family = AF_INET;
+      inet_pton(AF_INET, source.c_str(), &from.sin_addr);
+      EXPECT_EQ(bind(fd_, reinterpret_cast<sockaddr*>(&from), sizeof from), 0);
+    }
     connected_ = connect(fd_, reinterpret_cast<sockaddr*>(&to), sizeof to) == 0;
     const int one = 1;  // or each handshake waits 40 ms for a delayed acknowledgement
     (void)setsockopt(fd_, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
@@ -115,6 +122,10 @@ class RawPeer : private Socket {
   RawPeer& operator=(const RawPeer&) = delete;
 
   bool connected() const { return connected_; }
+  bool other_side_has_closed() const {
+    char byte = 0;
+    return ::recv(fd_, &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0;
+  }
   void close() {
     if (fd_ >= 0) ::close(std::exchange(fd_, -1));
   }
@@ -372,6 +383,7 @@ class Proxy {
   std::atomic<bool> silence_to_listener{false};
   std::atomic<std::size_t> cut_after{SIZE_MAX};  // bytes from the dialler, then both are closed
   std::atomic<std::size_t> flip_at{SIZE_MAX};    // this byte from the dialler arrives wrong
+  std::atomic<int> bytes_per_ms{0};              // that are taken from the dialler; 0: no limit
 
  private:
   void run() {
@@ -396,7 +408,10 @@ class Proxy {
         pollfd entries[2] = {{dialler, POLLIN, 0}, {listener, POLLIN, 0}};
         if (poll(entries, 2, 5) <= 0) continue;
         if ((entries[0].revents & (POLLIN | POLLHUP | POLLERR)) != 0) {
-          const ssize_t n = ::recv(dialler, buffer.data(), buffer.size(), 0);
+          const int rate = bytes_per_ms;
+          const std::size_t most = rate > 0 ? static_cast<std::size_t>(20 * rate) : buffer.size();
+          const ssize_t n = ::recv(dialler, buffer.data(), std::min(most, buffer.size()), 0);
+          if (rate > 0) std::this_thread::sleep_for(20ms);
           open = n > 0;
           if (n > 0) open = pass_on(listener, buffer, static_cast<std::size_t>(n), n_from_dialler);
         }

@@ -135,7 +135,8 @@ Bytes text_bytes(const std::string& text) { return {text.begin(), text.end()}; }
 TEST_F(Strangers, AreRefusedAllOfThem) {
   const Bytes recorded = recording();
   const ClusterKey other = ClusterKey::random();
-  const std::string identity = psk_identity(key.key_id(0), random_node_id());
+  const std::vector<std::uint8_t> bytes = key.identity(0, random_node_id());
+  const std::string identity(bytes.begin(), bytes.end());
   // A key that was in use once: the file has moved on by two epochs.
   const ClusterKey forgotten = ClusterKey::parse(ClusterKey::random().text() + other.text());
   constexpr int kSha384 = 0x02;
