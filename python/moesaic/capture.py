@@ -10,7 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from moesaic._tables import html_table, shortened
 from moesaic.errors import ArgumentError
+
+_SHOWN = 12  # arrays that a repr lists; of more, the first and the last
 
 
 class Captures(Mapping[str, npt.NDArray[Any]]):
@@ -35,9 +38,10 @@ class Captures(Mapping[str, npt.NDArray[Any]]):
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
         if name not in self._arrays:
-            raise KeyError(
-                f"{name!r} was not captured; there are {', '.join(self._arrays) or 'none'}"
-            )
+            names = list(self._arrays)
+            near = difflib.get_close_matches(str(name), names, n=4, cutoff=0.4)
+            there = ", ".join(near or shortened(names, first=3, last=1)) or "none"
+            raise KeyError(f"{name!r} was not captured; of {len(names)} arrays there are {there}")
         return self._arrays[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -54,11 +58,20 @@ class Captures(Mapping[str, npt.NDArray[Any]]):
         return Captures({name: array[:n] for name, array in self._arrays.items()}, self.logits)
 
     def __repr__(self) -> str:
-        rows = "".join(
-            f"\n  {name}: {array.dtype} {array.shape}" for name, array in self._arrays.items()
-        )
+        rows = [f"{name}: {array.dtype} {array.shape}" for name, array in self._arrays.items()]
+        shown = shortened(rows, first=_SHOWN // 2, last=_SHOWN // 2)
         logits = "None" if self.logits is None else f"float32 {self.logits.shape}"
-        return f"Captures({len(self)} arrays, logits {logits}){rows}"
+        return "\n  ".join([f"Captures({len(self)} arrays, logits {logits})", *shown])
+
+    def _repr_html_(self) -> str:
+        rows = [(name, str(a.dtype), str(a.shape)) for name, a in self._arrays.items()]
+        if self.logits is not None:
+            rows.append(("(logits)", str(self.logits.dtype), str(self.logits.shape)))
+        half = _SHOWN // 2
+        if len(rows) > _SHOWN + 1:
+            left_out = f"... {len(rows) - 2 * half} more ..."
+            rows = [*rows[:half], (left_out, "", ""), *rows[-half:]]
+        return html_table([("array", "dtype", "shape"), *rows])
 
 
 def resolve(names: str | Sequence[str], known: Sequence[str], where: str) -> list[str]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
+
+from moesaic._tables import html_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +27,13 @@ class Layer:
     ffn: str
     window: int
 
+    def __str__(self) -> str:
+        rest = ((f.name, getattr(self, f.name)) for f in fields(self)[2:])
+        more = "".join(f", {name} {value}" for name, value in rest if value)
+        return f"{self.attention}/{self.ffn}{more}"
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, repr=False)
 class Config:
     """A model's shape and choices, in the field's own words; 0 where something does not apply.
 
@@ -83,3 +91,55 @@ class Config:
         """Make one from what the core reports."""
         rest = {f.name: values[f.name] for f in fields(cls) if f.name != "layers"}
         return cls(**rest, layers=tuple(Layer(*layer) for layer in values["layers"]))
+
+    def __repr__(self) -> str:
+        given = (f for f in fields(self) if f.name != "layers")
+        values = [f"{f.name}={getattr(self, f.name)!r}" for f in given]
+        return f"Config({', '.join(values)}, layers=<{layers_text(self.layers)}>)"
+
+    def _repr_html_(self) -> str:
+        rows = [(f.name, str(getattr(self, f.name))) for f in fields(self) if f.name != "layers"]
+        return html_table([*rows, ("layers", layers_text(self.layers))], heads=False)
+
+
+_MOST_RUNS = 8
+_LONGEST_PERIOD = 8
+
+
+def layers_text(layers: Sequence[Layer]) -> str:
+    """Return the kinds of layers with equal ones counted, also where several kinds take turns.
+
+    Examples
+    --------
+    >>> dense, moe = Layer("mla", "dense", 0), Layer("mla", "moe", 0)
+    >>> layers_text([dense, moe, moe])
+    '1 x mla/dense, 2 x mla/moe'
+    >>> near, far = Layer("grouped", "moe", 128), Layer("grouped", "moe", 0)
+    >>> layers_text([near, far] * 12)
+    '12 x (grouped/moe, window 128; grouped/moe)'
+    """
+    names = [str(layer) for layer in layers]
+    runs: list[str] = []
+    at = 0
+    while at < len(names):
+        period, times = _longest_run(names, at)
+        unit = "; ".join(names[at : at + period])
+        runs.append(f"{times} x {unit}" if period == 1 else f"{times} x ({unit})")
+        at += period * times
+    if len(runs) > _MOST_RUNS:
+        half = _MOST_RUNS // 2
+        runs = [*runs[:half], f"... {len(runs) - 2 * half} more runs ...", *runs[-half:]]
+    return ", ".join(runs) or "none"
+
+
+def _longest_run(names: Sequence[str], begin: int) -> tuple[int, int]:
+    """Return the period, and how often it comes, that cover most from ``begin``."""
+    best = (1, 1)
+    for period in range(1, _LONGEST_PERIOD + 1):
+        unit = names[begin : begin + period]
+        times = 1
+        while names[begin + times * period : begin + (times + 1) * period] == unit:
+            times += 1
+        if times > 1 and len(unit) == period and period * times > best[0] * best[1]:
+            best = (period, times)
+    return best

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moesaic import _core
+from moesaic._tables import html_table
 from moesaic.config import Config
 from moesaic.errors import FormatError
 from moesaic.inputs import Tokens, prompt_ids, token_ids
@@ -307,11 +308,8 @@ class LoadedModel:
             ("memory", f"{self.memory['total_bytes'] / 1e6:,.1f} MB"),
             ("device", "closed" if self.closed else self.device),
         ]
-        cells = "".join(
-            f"<tr><td>{html.escape(name)}</td><td>{html.escape(str(value))}</td></tr>"
-            for name, value in rows
-        )
-        return f"<b>{html.escape(Path(self.path).name)}</b><table>{cells}</table>"
+        table = html_table([(name, str(value)) for name, value in rows], heads=False)
+        return f"<b>{html.escape(Path(self.path).name)}</b>{table}"
 
     # -- for the methods in model_*.py -------------------------------------------------------------
 

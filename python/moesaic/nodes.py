@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from moesaic._tables import html_table, text_table
 
 if TYPE_CHECKING:
     from moesaic import _core
@@ -156,19 +157,9 @@ def _amount(number: float, unit: str) -> str:
 
 def nodes_text(nodes: Sequence[Node]) -> str:
     """Return the table as text."""
-    rows = node_rows(nodes)
-    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADS))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
+    return text_table(node_rows(nodes))
 
 
 def nodes_html(nodes: Sequence[Node]) -> str:
     """Return the table for a notebook."""
-    heads, *rows = node_rows(nodes)
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in heads)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
-    )
-    return f"<table><tr>{head}</tr>{body}</table>"
+    return html_table(node_rows(nodes))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from moesaic import _core, description
+from moesaic._tables import html_table, text_table
 from moesaic.errors import ArgumentError, MoesaicError
 from moesaic.inputs import flag, integer, real
 from moesaic.paper import Amounts, node_facts
@@ -371,7 +372,7 @@ class Plan:
         return (
             f"<p>{html.escape(self.model)}: {self.strategy}, context {self.n_ctx:,}, KV cache of "
             f"{self.kv_tokens:,} tokens, micro-batches of {self.micro_batch_rows} rows</p>"
-            f"{_table_html(_node_rows(self.nodes))}{_table_html(_prediction_rows(self.predictions))}"
+            f"{html_table(_node_rows(self.nodes))}{html_table(_prediction_rows(self.predictions))}"
         )
 
 
@@ -473,20 +474,4 @@ def _prediction_rows(predictions: Sequence[Prediction]) -> list[tuple[str, ...]]
 
 
 def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if i == 0 or rows[0][i] == "layers" else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
-
-
-def _table_html(rows: Sequence[tuple[str, ...]]) -> str:
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in rows[0])
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
-        for row in rows[1:]
-    )
-    return f"<table><tr>{head}</tr>{body}</table>"
+    return text_table(rows, right={i for i, h in enumerate(rows[0]) if i and h != "layers"})

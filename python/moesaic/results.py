@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from moesaic._tables import html_table
 from moesaic.capture import Captures
 
 
@@ -39,6 +40,26 @@ class Timings:
     decode_seconds: float
     prefill_tokens_per_s: float
     decode_tokens_per_s: float
+
+    def _repr_html_(self) -> str:
+        return html_table(
+            [
+                ("", "tokens", "seconds", "tokens/s"),
+                (
+                    "prompt",
+                    f"{self.prompt_tokens:,} ({self.cached_tokens:,} reused)",
+                    f"{self.prefill_seconds:.3f}",
+                    f"{self.prefill_tokens_per_s:,.1f}",
+                ),
+                ("first token", "", f"{self.time_to_first_token:.3f}", ""),
+                (
+                    "generated",
+                    f"{self.generated_tokens:,}",
+                    f"{self.decode_seconds:.3f}",
+                    f"{self.decode_tokens_per_s:,.1f}",
+                ),
+            ]
+        )
 
     @classmethod
     def _measured(

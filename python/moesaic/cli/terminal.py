@@ -16,7 +16,27 @@ from typing import Any, TextIO
 
 import typer
 
+from moesaic._tables import plain
+from moesaic._tables import text_table as table
 from moesaic.errors import ArgumentError, MoesaicError
+
+__all__ = [
+    "FAILED",
+    "INTERRUPTED",
+    "NO_READER",
+    "WRONG_USAGE",
+    "command",
+    "drop_output",
+    "fail",
+    "human_bytes",
+    "interrupted",
+    "jsonable",
+    "one_line",
+    "open_missing_streams",
+    "plain",
+    "print_json",
+    "table",
+]
 
 FAILED = 1
 WRONG_USAGE = 2
@@ -104,14 +124,6 @@ def one_line(text: object) -> str:
     return plain(" ".join(str(text).split("\n")))
 
 
-def plain(text: str, keep: str = "") -> str:
-    r"""Write control characters as ``\x1b``: what a file says must not drive a terminal."""
-    return "".join(
-        c if c in keep or (c.isprintable() or c == " ") else c.encode("unicode_escape").decode()
-        for c in text
-    )
-
-
 def jsonable(value: object) -> Any:
     """Plain JSON values of dataclasses, arrays, mappings and sequences."""
     if is_dataclass(value) and not isinstance(value, type):
@@ -142,18 +154,3 @@ def human_bytes(n_bytes: float) -> str:
             return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
         n_bytes /= 1000
     return f"{n_bytes:.2f} TB"
-
-
-def table(rows: list[tuple[str, ...]], *, right: frozenset[int] = frozenset()) -> str:
-    """Columns padded to their widest cell; the columns in `right` are aligned to the right."""
-    if not rows:
-        return "(none)"
-    rows = [tuple(plain(cell) for cell in row) for row in rows]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if i in right else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
