@@ -232,10 +232,8 @@ void register_plan(py::module_& m) {
       "measure",
       [](int threads) {
         cluster::Rates rates;
-        {
-          const GilRelease free_gil;
-          rates = cluster::measure(threads);
-        }
+        run_interruptible(
+            [&](const CancelFlag& cancel) { rates = cluster::measure(threads, &cancel); });
         return py::make_tuple(rates.read_bytes_per_s, rates.matmul_ops_per_s);
       },
       py::arg("threads"), "This machine's (weights bytes per second, int8 operations per second).");

@@ -110,11 +110,13 @@ double fastest(const Run& run) {
 
 class Rig {
  public:
-  explicit Rig(int n_threads) : backend_(backend::make_backend("cpu", {.n_threads = n_threads})) {
+  Rig(int n_threads, const CancelFlag* cancel)
+      : cancel_(cancel), backend_(backend::make_backend("cpu", {.n_threads = n_threads})) {
     backend_->reserve({.max_rows = kManyRows, .max_cols = kCols, .max_slots = kManyRows});
     const std::int64_t compute_rows = kComputeRows * backend_->info().n_threads;
     std::int64_t out_floats = kManyRows * compute_rows;
     for (const Part& part : kParts) {
+      check_cancel();
       const auto rows = kReadBytes / static_cast<std::int64_t>(quant::row_bytes(part.type, kCols));
       const auto file = std::make_shared<TensorFile>(part.type, std::max(rows, compute_rows));
       read_.push_back(load(file, rows));
@@ -155,6 +157,10 @@ class Rig {
   }
 
  private:
+  void check_cancel() const {
+    if (cancel_ != nullptr) cancel_->check();
+  }
+
   std::unique_ptr<backend::Weight> load(const std::shared_ptr<const TensorFile>& file,
                                         std::int64_t rows) {
     backend::WeightSource source;
@@ -166,6 +172,7 @@ class Rig {
 
   // x (n, kCols) -> out (n, rows of the weight)
   void run(const backend::Weight& weight, std::int64_t n) {
+    check_cancel();
     const backend::Mat x{x_.get(), 0, n, kCols, kCols};
     const backend::Mat out{out_.get(), 0, n, weight.rows(), weight.rows()};
     const backend::MatmulTarget target{&weight, nullptr, out};
@@ -173,6 +180,7 @@ class Rig {
     backend_->synchronize();
   }
 
+  const CancelFlag* cancel_;
   std::unique_ptr<backend::Backend> backend_;
   std::vector<std::unique_ptr<backend::Weight>> read_;     // by one row
   std::vector<std::unique_ptr<backend::Weight>> compute_;  // with by many rows
@@ -182,6 +190,6 @@ class Rig {
 
 }  // namespace
 
-Rates measure(int n_threads) { return Rig(n_threads).rates(); }
+Rates measure(int n_threads, const CancelFlag* cancel) { return Rig(n_threads, cancel).rates(); }
 
 }  // namespace moesaic::cluster

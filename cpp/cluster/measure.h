@@ -3,6 +3,8 @@
 // backend only. Not a benchmark: bench/ prints those.
 #pragma once
 
+#include "base/cancel.h"
+
 namespace moesaic::cluster {
 
 struct Rates {
@@ -11,7 +13,7 @@ struct Rates {
 };
 
 // Takes about half a second and 200 MB; 0 threads: those that this process may use. Throws
-// OutOfMemoryError.
-Rates measure(int n_threads);
+// OutOfMemoryError, and CancelledError soon after `cancel` is set.
+Rates measure(int n_threads, const CancelFlag* cancel = nullptr);
 
 }  // namespace moesaic::cluster

@@ -25,8 +25,9 @@ from moesaic.gguf import GGUF
 from moesaic.inputs import KV_TYPES, integer, real
 from moesaic.launcher import LocalLauncher, undisturbed
 from moesaic.model import Model
+from moesaic.model_names import located
 from moesaic.nodes import Node, nodes_html
-from moesaic.plan import Plan, plan_options
+from moesaic.plan import Plan, plan_options, trained_context
 from moesaic.progress import Progress, Reporter
 from moesaic.progress import check as check_progress
 
@@ -210,7 +211,7 @@ class Cluster:
         self,
         path: str | os.PathLike[str],
         *,
-        n_ctx: int = 4096,
+        n_ctx: int | None = None,
         strategy: str = "auto",
         kv_tokens: int | None = None,
         wire: str = "f32",
@@ -223,8 +224,11 @@ class Cluster:
         ----------
         path : str or os.PathLike
             A GGUF file here, or the name of one that workers have.
-        n_ctx, kv_tokens : int
-            Most tokens of one sequence, and of all together (None: ``n_ctx``).
+        n_ctx : int or None
+            Most tokens of one sequence. None: 4096, or what the model was trained for where that is
+            less.
+        kv_tokens : int or None
+            Most tokens of all sequences together. None: ``n_ctx``.
         wire : {"f32", "f16"}
             As for :meth:`load`.
         strategy : str
@@ -252,16 +256,16 @@ class Cluster:
         """
         where = "Cluster.plan"
         self._check(where)
-        options = plan_options(
-            n_ctx=n_ctx,
-            kv_tokens=kv_tokens,
-            strategy=strategy,
-            wire=wire,
-            kv_type="f16",
-            deterministic=False,
-            where=where,
-        )
         with self._open(path, where) as file:
+            options = plan_options(
+                n_ctx=trained_context(file) if n_ctx is None else n_ctx,
+                kv_tokens=kv_tokens,
+                strategy=strategy,
+                wire=wire,
+                kv_type="f16",
+                deterministic=False,
+                where=where,
+            )
             return self._make_plan(file, options, None, where)
 
     def load(
@@ -395,7 +399,7 @@ class Cluster:
         """Open a file that is here, or the headers of one that workers have."""
         if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
             raise ArgumentError(f"[{where}] path: got {path!r}, need str or os.PathLike")
-        name = os.fspath(path)
+        name = located(path, where, on_workers=True)
         if Path(name).exists():
             file = GGUF(name)
             if self._launcher is not None:

@@ -25,6 +25,7 @@ from moesaic.gguf_write import (
     quantize,
     write_gguf,
 )
+from moesaic.model_names import located
 
 if TYPE_CHECKING:
     from moesaic.tokenizer import Tokenizer
@@ -293,7 +294,8 @@ class GGUF:
     Parameters
     ----------
     path : str or os.PathLike
-        The file; of a split set (``-00001-of-00009.gguf``) any part.
+        The file; of a split set (``-00001-of-00009.gguf``) any part. ``"demo"`` is the model that
+        ships in the package.
 
     Attributes
     ----------
@@ -319,13 +321,8 @@ class GGUF:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        try:
-            encoded = os.fsencode(path)
-        except TypeError:
-            raise ArgumentError(
-                f"[GGUF] path: got {type(path).__name__}, need str or os.PathLike"
-            ) from None
-        self._adopt(_core.GGUFFile(encoded), os.fspath(path))
+        file = located(path, "GGUF")
+        self._adopt(_core.GGUFFile(os.fsencode(file)), file)
 
     @classmethod
     def _from_core(cls, file: _core.GGUFFile, path: str) -> GGUF:

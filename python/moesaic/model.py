@@ -21,6 +21,7 @@ from moesaic.inputs import KV_TYPES, flag, integer
 from moesaic.model_arrays import ArrayMethods
 from moesaic.model_base import ModelFile
 from moesaic.model_chat import ChatMethods
+from moesaic.model_names import located
 from moesaic.progress import Progress, Reporter
 from moesaic.progress import check as check_progress
 from moesaic.results import Chunk, Generation, Timings
@@ -52,7 +53,7 @@ class Model(ChatMethods, ArrayMethods):
     Parameters
     ----------
     path : str or os.PathLike
-        The file; of a split set any part.
+        The file; of a split set any part. ``"demo"`` is the model that ships in the package.
     n_ctx : int
         Most tokens one sequence can have.
     kv_tokens : int or None
@@ -107,6 +108,7 @@ class Model(ChatMethods, ArrayMethods):
         kv_type: str = "f16",
     ) -> None:
         where = "Model"
+        path = located(path, where)
         encoded = encoded_path(path, where)
         deterministic = flag(deterministic, "deterministic", where)
         integer(n_ctx, "n_ctx", where, 1, 2**30)

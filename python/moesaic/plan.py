@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import difflib
 import html
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moesaic import _core, description
 from moesaic._tables import html_table, text_table
-from moesaic.errors import ArgumentError, MoesaicError
+from moesaic.errors import ArgumentError, IoError, MoesaicError
 from moesaic.inputs import flag, integer, real
+from moesaic.model_names import located
 from moesaic.paper import Amounts, node_facts
+
+if TYPE_CHECKING:
+    from moesaic.gguf import GGUF
 
 __all__ = ["Plan", "PlanNode", "Prediction"]
 
@@ -115,7 +121,7 @@ class Plan:
         link: Amounts = "1Gb",
         threads: int | Sequence[int] | None = None,
         layers: Sequence[int] | None = None,
-        n_ctx: int = 4096,
+        n_ctx: int | None = None,
         kv_tokens: int | None = None,
         strategy: str = "auto",
         wire: str = "f32",
@@ -129,12 +135,13 @@ class Plan:
         ----------
         model : str or os.PathLike
             A GGUF file, a description (``moesaic inspect FILE --json > file.json``), or the name of
-            one that ships: ``"kimi-k2.5"``.
+            one that ships: ``"kimi-k2.5"``, or ``"demo"``.
         nodes : int or sequence of str
             How many, or their names, in the order of the pipeline.
         memory, bandwidth, matmul : number, str, or one for each node
-            Memory for models (``"128G"``), rate of reading it (``"215G"`` bytes a second), int8
-            operations a second (``"30T"``). None: as this machine has, measured now.
+            Memory for models (``"128G"``), rate of reading it (``"215GB/s"``), int8 operations a
+            second (``"30T"``): text with a unit, or a number of bytes and operations. None: as this
+            machine has, measured now.
         rtt, link : number, str, or one for each node
             Round trip to the next node (``"0.2ms"``) and the link's rate (``"5Gb"`` are bits,
             ``"600MB"`` bytes a second).
@@ -142,8 +149,11 @@ class Plan:
             None: as many CPUs as this process may use.
         layers : sequence of int, optional
             How many layers each node gets, instead of the best cut.
-        n_ctx, kv_tokens : int
-            Tokens of the longest sequence and of the whole cache (None: n_ctx).
+        n_ctx : int or None
+            Tokens of the longest sequence. None: 4096, or what the model was trained for where
+            that is less, as ``moesaic run`` takes it.
+        kv_tokens : int or None
+            Tokens of the whole cache. None: ``n_ctx``.
         strategy : str
             ``"auto"`` or ``"pipeline"``.
         wire : str
@@ -189,7 +199,7 @@ class Plan:
             where=where,
         )
         options = plan_options(
-            n_ctx=n_ctx,
+            n_ctx=usual_context(core.n_ctx_train) if n_ctx is None else n_ctx,
             kv_tokens=kv_tokens,
             strategy=strategy,
             wire=wire,
@@ -376,6 +386,8 @@ class Plan:
         )
 
 
+_USUAL_CONTEXT = 4096
+_ALIKE = 0.7  # of names: what two strings share, from 0 to 1
 _PARTS = {
     "weights": "#4878a8",
     "kv": "#e49444",
@@ -384,6 +396,30 @@ _PARTS = {
     "headroom": "#d9d9d9",
 }
 _LABELS = {"kv": "KV cache"}
+
+
+def usual_context(trained: object) -> int:
+    """Return a context length that suits most uses and that the model was trained for.
+
+    Parameters
+    ----------
+    trained : object
+        The file's context length; anything but a positive int is taken as unknown.
+
+    Examples
+    --------
+    >>> usual_context(512), usual_context(131072), usual_context(None)
+    (512, 4096, 4096)
+    """
+    if isinstance(trained, int) and trained > 0:
+        return min(_USUAL_CONTEXT, trained)
+    return _USUAL_CONTEXT
+
+
+def trained_context(file: GGUF) -> int:
+    """Return :func:`usual_context` of an open file."""
+    arch = file.metadata.get("general.architecture")
+    return usual_context(file.metadata.get(f"{arch}.context_length"))
 
 
 def plan_options(
@@ -431,7 +467,21 @@ def _core_model(model: str | os.PathLike[str]) -> _core.PlanModel:
         return _core.PlanModel.from_headers(
             description.header_bytes(described, path.name), path.name
         )
-    return _core.PlanModel(os.fsencode(path))
+    near = _near_shipped(path.name)
+    if near and not os.path.lexists(path):
+        raise IoError(f"[plan] {model}: there is no such file here; did you mean {near}?")
+    return _core.PlanModel(os.fsencode(located(model, "plan")))
+
+
+def _near_shipped(name: str) -> str | None:
+    """Return the description that ships whose name is like this one."""
+    plain = re.sub(r"[^a-z0-9.]", "", name.lower().removesuffix(".gguf"))
+    for shipped in description.SHIPPED:
+        known = shipped.replace("-", "")
+        alike = difflib.SequenceMatcher(None, plain, known).ratio() > _ALIKE
+        if len(plain) >= 3 and (known.startswith(plain) or plain.startswith(known) or alike):
+            return shipped
+    return None
 
 
 def _gb(n_bytes: int) -> str:

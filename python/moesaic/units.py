@@ -8,6 +8,7 @@ from moesaic.errors import ArgumentError
 
 _DECIMAL = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BINARY = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+_LEAST_BARE = 10**6  # a number without a unit is taken as bytes from here on
 _SIZE = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([kmgt]i?|)(b?)\s*", re.IGNORECASE | re.ASCII)
 
 
@@ -40,3 +41,31 @@ def parse_bytes(text: str, name: str, where: str) -> int:
         )
     number, unit, _ = match.groups()
     return round(float(number) * (_DECIMAL | _BINARY)[unit.lower()])
+
+
+def parse_memory(text: str, name: str, where: str) -> int:
+    """Return a number of bytes, as :func:`parse_bytes`, of an amount that a machine may have.
+
+    A number without a unit is refused unless it is large enough to be meant as bytes.
+
+    Raises
+    ------
+    ArgumentError
+        No amount, or one without the unit that it needs.
+
+    Examples
+    --------
+    >>> parse_memory("128GB", "memory", "plan")
+    128000000000
+    >>> parse_memory("128", "memory", "plan")
+    Traceback (most recent call last):
+    ...
+    moesaic.errors.ArgumentError: [plan] memory: got "128", need a unit, like 128G or 128GiB
+    """
+    n_bytes = parse_bytes(text, name, where)
+    bare = text.strip()
+    if bare[-1:] in "0123456789." and n_bytes < _LEAST_BARE:
+        raise ArgumentError(
+            f'[{where}] {name}: got "{text}", need a unit, like {bare}G or {bare}GiB'
+        )
+    return n_bytes

@@ -89,9 +89,7 @@ def plan(
             show_default=False,
         ),
     ] = None,
-    n_ctx: Annotated[
-        int, typer.Option("--n-ctx", "-c", help="Longest sequence, in tokens.")
-    ] = 4096,
+    n_ctx: o.ContextLength = None,
     kv_tokens: Annotated[
         int | None,
         typer.Option(
@@ -135,7 +133,7 @@ def plan(
         if key is not None:
             raise ArgumentError("[plan] got --key without --cluster, which it is for")
         if nodes is not None:
-            paper["nodes"] = int(nodes) if nodes.strip().isdecimal() else nodes.split(",")
+            paper["nodes"] = nodes
         if layers is not None:
             paper["layers"] = _counts(layers)
         made = Plan.on_paper(model, **paper, **options)
