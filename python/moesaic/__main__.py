@@ -1,5 +1,5 @@
 """``python -m moesaic`` is the ``moesaic`` command."""
 
-from moesaic.cli import main
+from moesaic._starting import main
 
 main()

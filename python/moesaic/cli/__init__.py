@@ -13,8 +13,10 @@ from typing import Annotated, Any
 
 import typer
 
+from moesaic import _starting as starting
 from moesaic._version import __version__
 from moesaic.cli import terminal
+from moesaic.cli.habits import HabitsGroup
 
 __all__ = ["COMMANDS", "app", "main", "make_app"]
 
@@ -30,6 +32,7 @@ COMMANDS = (
     "worker",
     "keygen",
     "cluster",
+    "version",
 )
 
 
@@ -38,8 +41,10 @@ def make_app(commands: Sequence[str] = COMMANDS) -> typer.Typer:
     app = typer.Typer(
         name="moesaic",
         help="Run mixture-of-experts language models from GGUF files.",
+        cls=HabitsGroup,
+        context_settings={"help_option_names": ["-h", "--help"]},
         no_args_is_help=True,
-        add_completion=False,
+        add_completion=True,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )
@@ -49,7 +54,7 @@ def make_app(commands: Sequence[str] = COMMANDS) -> typer.Typer:
         if hasattr(module, "group"):
             app.add_typer(module.group, name=name)
         else:
-            app.command()(getattr(module, name))
+            app.command(hidden=name == "version")(getattr(module, name))
     return app
 
 
@@ -80,7 +85,9 @@ def main() -> None:
     terminal.open_missing_streams()
     named = [name for name in sys.argv[1:2] if name in COMMANDS]
     try:
-        make_app(named or COMMANDS)()  # a worker must not wait for what other commands import
+        app = make_app(named or COMMANDS)  # a worker must not wait for what others import
+        starting.end()
+        app(prog_name="moesaic")
     except KeyboardInterrupt:  # outside a command, which says it itself
         print("moesaic: interrupted", file=sys.stderr)
         sys.exit(terminal.INTERRUPTED)

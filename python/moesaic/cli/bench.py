@@ -10,6 +10,7 @@ import statistics
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -22,8 +23,6 @@ from moesaic.errors import ArgumentError
 from moesaic.gguf import GGUF
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from moesaic.model import Model
 
 _READ_BYTES = 2**28  # far beyond caches, soon read
@@ -83,9 +82,9 @@ def bench(
         print_table(report)
 
 
-def usual_lengths(path: Path, place: o.Place, n_generate: int) -> list[int]:
+def usual_lengths(path: str, place: o.Place, n_generate: int) -> list[int]:
     """Return the usual prompt lengths that fit what the model was trained for."""
-    if place.cluster is not None and not path.exists():  # a name that workers have
+    if place.cluster is not None and not Path(path).exists():  # a name that workers have
         return [_USUAL[0]]
     with GGUF(path) as file:
         arch = file.metadata.get("general.architecture")

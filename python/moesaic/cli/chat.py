@@ -13,25 +13,28 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
 from moesaic.cli import chat_commands
 from moesaic.cli import options as o
 from moesaic.cli.run import figures
-from moesaic.cli.terminal import command, one_line
+from moesaic.cli.terminal import command, in_flags, one_line, plain
 from moesaic.errors import ArgumentError, FormatError, MoesaicError
 from moesaic.generation import check_options
 from moesaic.model import Model
 from moesaic.results import Timings
+
+_ANSWER_COLOUR = "\x1b[36m"  # cyan, which can be read on dark and on light
+_PLAIN_COLOUR = "\x1b[0m"
 
 
 @command
 def chat(
     model: o.ModelPath,
     system: Annotated[str | None, typer.Option("--system", "-s", help="System message.")] = None,
-    max_tokens: o.MaxTokens = 1024,
+    max_tokens: o.MaxTokens = o.ANSWER_TOKENS,
     temperature: o.Temperature = 0.8,
     top_k: o.TopK = 40,
     top_p: o.TopP = 0.95,
@@ -41,6 +44,14 @@ def chat(
     ] = None,
     n_ctx: o.ContextLength = None,
     threads: o.Threads = None,
+    template_var: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--template-var",
+            help="A variable of the model's chat template, like enable_thinking=false.",
+            show_default=False,
+        ),
+    ] = None,
     deterministic: o.Deterministic = False,
     cluster: o.Workers = None,
     key: o.Key = None,
@@ -55,23 +66,43 @@ def chat(
         "min_p": min_p,
         "seed": seed,
     }
+    variables = dict(chat_commands.template_variable(text) for text in template_var or ())
     place = o.Place(cluster, key, local)
     with o.open_model(
         model, n_ctx=n_ctx, threads=threads, deterministic=deterministic, place=place
     ) as m:
-        check_options(settings, m.config.vocab, "chat")
-        if "tokenizer.chat_template" not in m.metadata:
-            raise FormatError(
-                f"[chat] {model}: it has no chat template (key tokenizer.chat_template), so it was "
-                "not made for conversations; use moesaic run"
-            )
-        conversation = Conversation(m, system, settings)
-        if not sys.stdin.isatty():
-            converse(conversation, interactive=False)
-            return
-        print("Type a message; /help lists the commands, Ctrl-D leaves.", file=sys.stderr)
-        with line_history():
-            converse(conversation, interactive=True)
+        talk(m, system, settings, variables)
+
+
+def talk(
+    m: Model,
+    system: str | None,
+    settings: dict[str, Any],
+    template_vars: dict[str, Any] | None = None,
+) -> None:
+    """Hold a conversation with a model that is open, until the person leaves."""
+    check_options(settings, m.config.vocab, "chat")
+    if "tokenizer.chat_template" not in m.metadata:
+        raise FormatError(
+            f"[chat] {m.path}: it has no chat template (key tokenizer.chat_template), so it was "
+            'not made for conversations; use moesaic run MODEL "text"'
+        )
+    conversation = Conversation(m, system, settings, template_vars or {})
+    if not sys.stdin.isatty():
+        converse(conversation, interactive=False)
+        return
+    print(banner(m), file=sys.stderr)
+    with line_history():
+        converse(conversation, interactive=True)
+
+
+def banner(m: Model) -> str:
+    """Return what is said before the first question."""
+    name = plain(m.config.name or Path(m.path).name)
+    return (
+        f"{name}: context of {m.n_ctx:,} tokens, {m.device}.\n"
+        "Type a message; /help lists the commands, Ctrl-D or exit leaves."
+    )
 
 
 @dataclass
@@ -81,6 +112,7 @@ class Conversation:
     model: Model
     system: str | None
     settings: dict[str, Any]
+    template_vars: dict[str, Any] = field(default_factory=dict)
     messages: list[dict[str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -90,17 +122,39 @@ class Conversation:
         """Forget everything but the system message."""
         self.messages = [{"role": "system", "content": self.system}] if self.system else []
 
-    def undo(self) -> bool:
-        """Take back the last question and answer; False when there is none."""
+    def undo(self) -> str | None:
+        """Take back the last question and answer; return the question, None when there is none."""
         for i in range(len(self.messages) - 1, -1, -1):
             if self.messages[i]["role"] == "user":
+                question = self.messages[i]["content"]
                 del self.messages[i:]
-                return True
-        return False
+                return question
+        return None
+
+    def retry(self) -> bool:
+        """Ask the last question again; False when there is none.
+
+        Raises
+        ------
+        MoesaicError
+            The conversation is as it was before.
+        """
+        before = list(self.messages)
+        question = self.undo()
+        if question is None:
+            return False
+        try:
+            self.answer(question)
+        except BaseException:
+            self.messages = before
+            raise
+        if len(self.messages) < len(before):  # stopped before it began
+            self.messages = before
+        return True
 
     def tokens_used(self) -> int:
         """Tokens that the conversation takes, with the beginning of the next answer."""
-        text = self.model.render_chat(self.messages)
+        text = self.model.render_chat(self.messages, template_vars=self.template_vars)
         return len(self.model.tokenize(text, parse_special=True))
 
     def answer(self, text: str) -> None:
@@ -148,19 +202,43 @@ class Conversation:
         """Return what was said, how fast, and why it ended."""
         said: list[str] = []
         timings, finish = None, "stopped"
-        chunks = self.model.chat(self.messages, stream=True, **self.settings)
-        try:
-            for chunk in chunks:
-                said.append(chunk.text)
-                timings, finish = chunk.timings, chunk.finish_reason or finish
-                sys.stdout.write(chunk.text)
-                sys.stdout.flush()
-        except KeyboardInterrupt:
-            finish = "stopped"
+        chunks = self.model.chat(
+            self.messages, stream=True, template_vars=self.template_vars, **self.settings
+        )
+        with coloured(sys.stdout):
+            try:
+                for chunk in chunks:
+                    said.append(chunk.text)
+                    timings, finish = chunk.timings, chunk.finish_reason or finish
+                    sys.stdout.write(chunk.text)
+                    sys.stdout.flush()
+            except KeyboardInterrupt:
+                finish = "stopped"
         if said:
             sys.stdout.write("\n")
             sys.stdout.flush()
         return "".join(said), timings, finish
+
+
+@contextlib.contextmanager
+def coloured(stream: TextIO) -> Iterator[None]:
+    """Write in the colour of answers where a person looks on; $NO_COLOR and a dumb terminal none.
+
+    The colour ends with the block, whatever ends it.
+    """
+    if (
+        not stream.isatty()
+        or os.environ.get("NO_COLOR")
+        or os.environ.get("TERM", "dumb") == "dumb"
+    ):
+        yield
+        return
+    stream.write(_ANSWER_COLOUR)
+    try:
+        yield
+    finally:
+        stream.write(_PLAIN_COLOUR)
+        stream.flush()
 
 
 def converse(conversation: Conversation, *, interactive: bool) -> None:
@@ -180,6 +258,8 @@ def converse(conversation: Conversation, *, interactive: bool) -> None:
         if not text.strip():
             continue
         try:
+            if interactive and text.strip().lower() in chat_commands.LEAVE:
+                return
             if text.startswith("/"):
                 if not chat_commands.run(conversation, text):
                     return
@@ -190,7 +270,7 @@ def converse(conversation: Conversation, *, interactive: bool) -> None:
         except (MoesaicError, OSError) as error:
             if not interactive:
                 raise
-            print(f"moesaic: {one_line(error)}", file=sys.stderr)
+            print(f"moesaic: {one_line(in_flags(str(error)))}", file=sys.stderr)
 
 
 def read_message(interactive: bool) -> str:

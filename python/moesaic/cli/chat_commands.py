@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from moesaic.cli.terminal import one_line
 from moesaic.errors import ArgumentError
@@ -15,15 +16,34 @@ if TYPE_CHECKING:
 
 HELP = """\
 /help            this list
-/reset           forget the conversation (the system message stays)
+/reset, /clear   forget the conversation (the system message stays)
 /system TEXT     set the system message and forget the conversation
 /undo            take back the last question and its answer
-/set NAME VALUE  temperature, top_k, top_p, min_p, seed or max_tokens
+/retry           answer the last question anew
+/set NAME VALUE  temperature (temp), top_k, top_p, min_p, seed or max_tokens (n)
+/set think off   or on: whether the model thinks first, where its template knows that
+/set var NAME=VALUE  a variable of the chat template
 /show            the conversation, tokens in use, and settings
 /save FILE       write the conversation as Markdown
-/quit            leave (also Ctrl-D)
+/quit            leave (also exit, quit and Ctrl-D)
 A line that ends in \\ goes on in the next; \"\"\" opens and closes a block of lines. Ctrl-C stops
 an answer; what was said stays."""
+
+#: What leaves, typed alone on a terminal.
+LEAVE = frozenset({"exit", "quit", "bye", ":q", ":wq", "exit()", "quit()"})
+
+#: What people call settings elsewhere.
+ALIASES = {
+    "temp": "temperature",
+    "n": "max_tokens",
+    "num_predict": "max_tokens",
+    "n_predict": "max_tokens",
+    "max_new_tokens": "max_tokens",
+}
+
+#: The variables that templates know thinking by.
+_THINKING = ("enable_thinking", "thinking")
+_SWITCH = {"on": True, "true": True, "yes": True, "off": False, "false": False, "no": False}
 
 SETTINGS: dict[str, Callable[[str], float | int]] = {
     "temperature": float,
@@ -40,11 +60,11 @@ def run(conversation: Conversation, line: str) -> bool:
     name, _, rest = line[1:].partition(" ")
     rest = rest.strip()
     match name.strip():
-        case "quit" | "exit" | "q":
+        case "quit" | "exit" | "q" | "bye":
             return False
         case "help" | "?":
             print(HELP)
-        case "reset":
+        case "reset" | "clear" | "new":
             conversation.reset()
             print("(forgotten)")
         case "system":
@@ -52,7 +72,11 @@ def run(conversation: Conversation, line: str) -> bool:
             conversation.reset()
             print("(system message set)" if rest else "(no system message)")
         case "undo":
-            print("(taken back)" if conversation.undo() else "(nothing to take back)")
+            undone = conversation.undo() is not None
+            print("(taken back)" if undone else "(nothing to take back)")
+        case "retry" | "again" | "regenerate":
+            if not conversation.retry():
+                print("(nothing to answer anew)")
         case "set":
             change_setting(conversation, rest)
         case "show":
@@ -66,9 +90,23 @@ def run(conversation: Conversation, line: str) -> bool:
 
 def change_setting(conversation: Conversation, rest: str) -> None:
     """``/set NAME VALUE``."""
-    name, _, text = rest.partition(" ")
+    name, _, text = rest.replace("=", " ", 1).partition(" ")
+    name, text = name.lower().replace("-", "_"), text.strip()
+    name = ALIASES.get(name, name)
+    if name in ("think", "thinking", "nothink"):
+        change_thinking(conversation, "off" if name == "nothink" else text)
+        return
+    if name in ("var", "template_var"):
+        try:
+            key, value = template_variable(rest.partition(" ")[2].strip())
+        except ArgumentError as error:
+            print(one_line(error))
+            return
+        conversation.template_vars[key] = value
+        print(f"({key} = {value!r} in the template)")
+        return
     if name not in SETTINGS:
-        print(f"/set takes one of {', '.join(SETTINGS)}, and a value")
+        print(f"/set takes one of {', '.join(SETTINGS)}, think or var, and a value")
         return
     try:
         value = None if (name, text) == ("seed", "random") else SETTINGS[name](text)
@@ -84,6 +122,42 @@ def change_setting(conversation: Conversation, rest: str) -> None:
     print(f"({name} = {'random' if value is None else value})")
 
 
+def change_thinking(conversation: Conversation, text: str) -> None:
+    """``/set think on`` or ``off``."""
+    if text.lower() not in _SWITCH:
+        print(f"/set think: got {text!r}, need on or off")
+        return
+    wanted = _SWITCH[text.lower()]
+    template = str(conversation.model.metadata.get("tokenizer.chat_template", ""))
+    known = [name for name in _THINKING if name in template]
+    conversation.template_vars |= dict.fromkeys(known or _THINKING[:1], wanted)
+    note = "" if known else "; this model's template does not ask for it"
+    print(f"(think = {'on' if wanted else 'off'}{note})")
+
+
+def template_variable(text: str) -> tuple[str, Any]:
+    """``"enable_thinking=false"`` as a name and a value: JSON where it is, else text.
+
+    Raises
+    ------
+    ArgumentError
+        No name and value.
+    """
+    name, equals, value = text.partition("=")
+    name = name.strip()
+    if not equals or not name.isidentifier():
+        raise ArgumentError(
+            f"[chat] --template-var: got {text!r}, need NAME=VALUE like enable_thinking=false"
+        )
+    value = value.strip()
+    if value.lower() in ("true", "false"):
+        return name, value.lower() == "true"
+    try:
+        return name, json.loads(value)
+    except (ValueError, RecursionError):
+        return name, value
+
+
 def show(conversation: Conversation) -> None:
     """``/show``."""
     for message in conversation.messages:
@@ -94,12 +168,17 @@ def show(conversation: Conversation) -> None:
     print(
         ", ".join(f"{k} {'random' if v is None else v}" for k, v in conversation.settings.items())
     )
+    if conversation.template_vars:
+        print(", ".join(f"{k} {v!r}" for k, v in conversation.template_vars.items()))
 
 
 def save(conversation: Conversation, name: str) -> None:
     """``/save FILE``."""
     if not name:
         print("/save takes a file name")
+        return
+    if not conversation.messages:
+        print("(nothing to save yet)")
         return
     text = "".join(f"**{m['role']}**\n\n{m['content']}\n\n" for m in conversation.messages)
     try:

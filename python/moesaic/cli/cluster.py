@@ -36,7 +36,12 @@ def status(
             show_default=False,
         ),
     ] = None,
-    key: Annotated[Path | None, typer.Option("--key", "-k", help="The cluster's key file.")] = None,
+    key: Annotated[
+        Path | None,
+        typer.Option(
+            "--key", "-k", help="The cluster's key file; also taken from $MOESAIC_KEY, its text."
+        ),
+    ] = None,
     measure: Annotated[
         bool, typer.Option("--measure", help="Measure rates and links too; takes seconds.")
     ] = False,
@@ -48,7 +53,7 @@ def status(
     """
     from moesaic.nodes import node_rows
 
-    addresses, chosen = resolve(workers or only_cluster(), key, "cluster status")
+    addresses, chosen = resolve(workers or only_cluster(), o.cluster_key(key), "cluster status")
     nodes = ask(addresses, chosen, measure)
     if as_json:
         print_json({"nodes": nodes})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -23,7 +24,10 @@ def keygen(
     """
     _core.ClusterKey.generate(os.fsencode(file))
     print(
-        f"{file}: a new key. Copy it to every machine of the cluster by a safe way (scp), mode "
-        "0600; who has it is a member.",
+        f"{file}: a new key. Copy it to every machine of the cluster by a safe way (scp -p), mode "
+        "0600; who has it is a member.\n"
+        f"Next, on each machine: moesaic worker --listen 0.0.0.0:9777 --key {quote(str(file))}\n"
+        f"then here: moesaic cluster status --cluster HOST:9777,HOST:9777 --key "
+        f"{quote(str(file))}",
         file=sys.stderr,
     )

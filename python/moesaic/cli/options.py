@@ -5,6 +5,7 @@ Nothing here prints or ends the process; see ``terminal`` for that.
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,15 +19,35 @@ from moesaic.errors import ArgumentError
 
 if TYPE_CHECKING:
     from moesaic.cluster import Cluster
-    from moesaic.gguf import GGUF
     from moesaic.model import Model
 
-_USUAL_CONTEXT = 4096
+#: Most tokens of an answer in a conversation.
+ANSWER_TOKENS = 1024
+
+_KEY_VARIABLE = "MOESAIC_KEY"
+
+
+def complete_model(incomplete: str) -> list[str]:
+    """Return what a shell offers for a model: folders and GGUF files here, and demo."""
+    folder, _, begin = incomplete.rpartition("/")
+    where = Path((folder or "/") if "/" in incomplete else ".").expanduser()
+    stem = incomplete[: len(incomplete) - len(begin)]
+    try:
+        found = sorted(where.iterdir())
+    except OSError:
+        return []
+    names = [f"{stem}{f.name}/" if f.is_dir() else f"{stem}{f.name}" for f in found]
+    offered = [n for n in names if n.endswith("/") or n.lower().endswith(".gguf")]
+    return [n for n in [*offered, "demo"] if n.startswith(incomplete)]
+
 
 ModelPath = Annotated[
-    Path,
+    str,
     typer.Argument(
-        metavar="MODEL", help="A GGUF file, any part of a split set.", show_default=False
+        metavar="MODEL",
+        help="A GGUF file, any part of a split set; or demo, the model of the package.",
+        show_default=False,
+        autocompletion=complete_model,
     ),
 ]
 ContextLength = Annotated[
@@ -68,7 +89,10 @@ Workers = Annotated[
         help="Run on these workers: HOST:PORT,HOST:PORT or a name from clusters.toml.",
     ),
 ]
-Key = Annotated[Path | None, typer.Option("--key", help="The cluster's key file.")]
+Key = Annotated[
+    Path | None,
+    typer.Option("--key", help="The cluster's key file; also taken from $MOESAIC_KEY, its text."),
+]
 Local = Annotated[
     int | None, typer.Option("--local", help="Run on so many workers started on this machine.")
 ]
@@ -84,9 +108,20 @@ class Place:
     local: int | None = None
 
 
+def cluster_key(file: Path | None) -> Path | bytes | None:
+    """Return the key for a cluster: the file given, or the text in the environment.
+
+    The variable is taken out of the environment, so that no process started from here has it.
+    """
+    text = os.environ.pop(_KEY_VARIABLE, None)
+    if file is not None or not text:
+        return file
+    return os.fsencode(text)
+
+
 @contextmanager
 def open_model(
-    path: Path,
+    path: str,
     *,
     n_ctx: int | None,
     threads: int | None,
@@ -96,6 +131,7 @@ def open_model(
     """Open a model, with a progress bar where there is a terminal to show it on."""
     from moesaic.gguf import GGUF
     from moesaic.model import Model
+    from moesaic.plan import trained_context
 
     place = place or Place()
     if place.cluster is None and place.local is None:
@@ -103,15 +139,15 @@ def open_model(
             raise ArgumentError("[run] got --key without --cluster, which it is for")
         if n_ctx is None:
             with GGUF(path) as file:
-                n_ctx = usual_context(file)
-        with Model(str(path), n_ctx=n_ctx, threads=threads, deterministic=deterministic) as m:
+                n_ctx = trained_context(file)
+        with Model(path, n_ctx=n_ctx, threads=threads, deterministic=deterministic) as m:
             yield m
         return
     with open_cluster(place, threads) as cluster:
         if n_ctx is None:
-            with cluster._open(str(path), "run") as file:
-                n_ctx = usual_context(file)
-        with cluster.load(str(path), n_ctx=n_ctx, deterministic=deterministic) as m:
+            with cluster._open(path, "run") as file:
+                n_ctx = trained_context(file)
+        with cluster.load(path, n_ctx=n_ctx, deterministic=deterministic) as m:
             yield m
 
 
@@ -128,22 +164,13 @@ def open_cluster(place: Place, threads: int | None) -> Cluster:
                 "[run] got --threads with --cluster, but each worker has threads of its own: "
                 "moesaic worker --threads"
             )
-        return Cluster(place.cluster, key=place.key)
+        return Cluster(place.cluster, key=cluster_key(place.key))
     if place.cluster is not None or place.key is not None:
         raise ArgumentError("[run] got --local with --cluster or --key, need one of them")
     if threads is None:
         threads = max(1, _core.available_cpus() // max(1, place.local))
     # With a cache the digests of a file are made once and not at every start.
     return Cluster.local(place.local, threads=threads, cache=make_private(cache_folder()))
-
-
-def usual_context(file: GGUF) -> int:
-    """Return a context length that suits most uses and that the model was trained for."""
-    arch = file.metadata.get("general.architecture")
-    trained = file.metadata.get(f"{arch}.context_length")
-    if isinstance(trained, int) and trained > 0:
-        return min(_USUAL_CONTEXT, trained)
-    return _USUAL_CONTEXT
 
 
 def chosen_seed(seed: int | None) -> int:

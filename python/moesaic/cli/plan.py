@@ -127,7 +127,7 @@ def plan(
             )
         from moesaic.cluster import Cluster
 
-        with Cluster(cluster, key=key) as c:
+        with Cluster(cluster, key=o.cluster_key(key)) as c:
             made = c.plan(model, **options)
     else:
         if key is not None:

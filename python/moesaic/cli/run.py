@@ -1,4 +1,4 @@
-"""``moesaic run MODEL -p TEXT``: text in, text out."""
+"""``moesaic run MODEL TEXT``: text in, text out; without a text on a terminal, a conversation."""
 
 from __future__ import annotations
 
@@ -13,14 +13,31 @@ from moesaic.errors import ArgumentError
 from moesaic.model import Model
 from moesaic.results import Generation, Timings
 
+_MAX_TOKENS = 128
+
 
 @command
 def run(
     model: o.ModelPath,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[PROMPT]...",
+            help="The text to go on from. Without one, what is piped in; on a terminal, a "
+            "conversation where the model has a chat template.",
+            show_default=False,
+        ),
+    ] = None,
     prompt: Annotated[
-        str, typer.Option("--prompt", "-p", help="The text to go on from; - reads stdin.")
-    ],
-    max_tokens: o.MaxTokens = 128,
+        str | None,
+        typer.Option(
+            "--prompt",
+            "-p",
+            help="The text to go on from; - reads stdin.",
+            show_default=False,
+        ),
+    ] = None,
+    max_tokens: o.MaxTokens = _MAX_TOKENS,
     temperature: o.Temperature = 0.8,
     top_k: o.TopK = 40,
     top_p: o.TopP = 0.95,
@@ -36,24 +53,52 @@ def run(
     as_json: o.Json = False,
 ) -> None:
     """Generate text from a prompt. The text goes to stdout, figures to stderr."""
-    text = read_stdin() if prompt == "-" else prompt
+    text = given_prompt(words, prompt)
     place = o.Place(cluster, key, local)
+    sampling: dict[str, Any] = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+    }
     with o.open_model(
         model, n_ctx=n_ctx, threads=threads, deterministic=deterministic, place=place
     ) as m:
-        sampling: dict[str, Any] = {
-            "max_tokens": max_tokens,
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-            "min_p": min_p,
-            "seed": o.chosen_seed(seed),
-            "stop": tuple(stop or ()),
-        }
+        if text is None:
+            from moesaic.cli.chat import talk
+
+            if max_tokens == _MAX_TOKENS:  # not said: an answer may be longer than a text
+                sampling["max_tokens"] = o.ANSWER_TOKENS
+            talk(m, None, sampling | {"seed": seed, "stop": tuple(stop or ())})
+            return
+        sampling |= {"seed": o.chosen_seed(seed), "stop": tuple(stop or ())}
         if as_json:
             print_json(report(text, m.generate(text, **sampling)))
         else:
             print_stream(m, text, **sampling)
+
+
+def given_prompt(words: list[str] | None, prompt: str | None) -> str | None:
+    """Return the prompt, from wherever it comes; None on a terminal where none was given."""
+    if words and prompt is not None:
+        raise ArgumentError(
+            f"[run] prompt: got {' '.join(words)!r} and --prompt, need one of them; quote a text "
+            "of several words"
+        )
+    if words:
+        prompt = " ".join(words)
+    if prompt is not None:
+        return read_stdin() if prompt == "-" else prompt
+    if sys.stdin is not None and sys.stdin.isatty():
+        return None
+    text = "" if sys.stdin is None else read_stdin()
+    if not text:
+        raise typer.BadParameter(
+            'none given; say it behind the model (moesaic run MODEL "text"), by -p, or on stdin',
+            param_hint="PROMPT",
+        )
+    return text
 
 
 def read_stdin() -> str:
@@ -87,6 +132,7 @@ def print_stream(m: Model, prompt: str, *, seed: int, **sampling: Any) -> list[i
     """
     timings = None
     tokens: list[int] = []
+    finish = None
     chunks = m.stream(prompt, seed=seed, **sampling)  # options are checked before text appears
     try:
         for chunk in chunks:
@@ -94,7 +140,7 @@ def print_stream(m: Model, prompt: str, *, seed: int, **sampling: Any) -> list[i
                 sys.stdout.write(prompt)
             sys.stdout.write(chunk.text)
             sys.stdout.flush()
-            timings = chunk.timings
+            timings, finish = chunk.timings, chunk.finish_reason
             tokens.extend(int(token) for token in chunk.tokens)
     except KeyboardInterrupt:
         sys.stdout.write("\n")
@@ -102,8 +148,16 @@ def print_stream(m: Model, prompt: str, *, seed: int, **sampling: Any) -> list[i
     sys.stdout.write("\n")
     sys.stdout.flush()
     if timings is not None:
-        print(f"[{figures(timings)}; seed {seed}]", file=sys.stderr)
+        note = full_context(m, timings, finish, sampling.get("max_tokens"))
+        print(f"[{figures(timings)}; seed {seed}{note}]", file=sys.stderr)
     return tokens
+
+
+def full_context(m: Model, timings: Timings, finish: str | None, max_tokens: int | None) -> str:
+    """Say that a text was cut because the context is full, if it was."""
+    if finish != "length" or (max_tokens is not None and timings.generated_tokens >= max_tokens):
+        return ""
+    return f"; cut where the context of {m.n_ctx} tokens is full, --n-ctx makes it longer"
 
 
 def figures(timings: Timings) -> str:

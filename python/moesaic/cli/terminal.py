@@ -8,10 +8,11 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import sys
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, is_dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any, TextIO
 
 import typer
@@ -29,12 +30,14 @@ __all__ = [
     "drop_output",
     "fail",
     "human_bytes",
+    "in_flags",
     "interrupted",
     "jsonable",
     "one_line",
     "open_missing_streams",
     "plain",
     "print_json",
+    "say_flags",
     "table",
 ]
 
@@ -42,6 +45,10 @@ FAILED = 1
 WRONG_USAGE = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 NO_READER = 141  # 128 + SIGPIPE
+
+#: Where in the package a message comes from.
+_WHERE = re.compile(r"^\[(?:Model|Cluster|Session)(?:\.\w+)?\] ")
+_HUGE_RANGE = re.compile(r"an integer from (-?\d+) to \d{15,}")
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
@@ -73,8 +80,55 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
 def fail(error: object, code: int) -> None:
     """Say what is wrong in one line on stderr, and leave."""
-    print(f"moesaic: {one_line(error)}", file=sys.stderr)
+    print(f"moesaic: {one_line(in_flags(str(error)))}", file=sys.stderr)
     raise typer.Exit(code) from None
+
+
+@dataclass
+class _Running:
+    """The command that runs, and its flags by their Python names."""
+
+    name: str = ""
+    flags: dict[str, str] = field(default_factory=dict)
+
+
+_running = _Running()
+
+
+def say_flags(name: str, params: Iterable[Any]) -> None:
+    """Say which command runs, and what its options are called.
+
+    Parameters
+    ----------
+    name : str
+        The command's name.
+    params : iterable of Typer's parameters
+        Arguments are among them; they have no flags.
+    """
+    _running.name = name
+    _running.flags = {
+        str(param.name): max(param.opts, key=len)
+        for param in params
+        if any(opt.startswith("--") for opt in param.opts)
+    }
+
+
+def in_flags(text: str) -> str:
+    """Return a message of the package in the words of the command that runs: its flags.
+
+    ``[Model.stream] top_p: got 2`` becomes ``[run] --top-p: got 2``, and ``n_ctx=2702`` becomes
+    ``--n-ctx 2702``.
+    """
+    if not _running.name:
+        return text
+    text = _WHERE.sub(f"[{_running.name}] ", text, count=1)
+    text = _HUGE_RANGE.sub(r"an integer >= \1", text)
+    for name, flag in _running.flags.items():
+        text = re.sub(rf"(?<=^\[{_running.name}\] ){name}(?=[:\[])", flag, text)
+        text = re.sub(rf"(?<![\w-]){name}=(?=\S)", f"{flag} ", text)
+        if "_" in name:  # no word of English
+            text = re.sub(rf"(?<![\w-]){name}(?![\w=])", flag, text)
+    return text
 
 
 def interrupted() -> None:

@@ -83,7 +83,9 @@ def test_help(cli):
 
 
 def test_too_long_a_prompt_and_too_little_memory(cli, demo_path):
-    assert_one_line(cli("run", demo_path, "-p", "word " * 2000), 2, "n_ctx = 512")
+    assert_one_line(
+        cli("run", demo_path, "-p", "word " * 2000), 2, "--n-ctx = 512", "--n-ctx 2003 or"
+    )
     result = cli("run", demo_path, "-p", "x", "-c", "1000000000")
     assert_one_line(result, 1, "need", "free", "would fit")
 

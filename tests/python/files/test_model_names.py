@@ -64,7 +64,7 @@ def test_a_foreign_name_is_answered_with_what_helps(name, opens):
 def test_a_path_object_that_has_lost_a_slash():
     with pytest.raises(moesaic.IoError, match="hf download unsloth/Qwen3-GGUF a"):
         moesaic.GGUF(Path("https://huggingface.co/unsloth/Qwen3-GGUF/resolve/main/a.gguf"))
-    with pytest.raises(moesaic.IoError, match="curl -fLO https://example.org/x.gguf"):
+    with pytest.raises(moesaic.IoError, match=r"curl -fLO https://example\.org/x\.gguf"):
         moesaic.GGUF(Path("https://example.org/x.gguf"))
 
 
@@ -95,9 +95,9 @@ def test_demo_is_the_model_of_the_package():
 def test_the_nearest_files_are_named():
     for name in ("qwen3-30b-Q4_K_M.gguf", "kimi.gguf", "notes.txt"):
         Path(name).write_text("x")
-    with pytest.raises(moesaic.IoError, match="nearest here: qwen3-30b-Q4_K_M.gguf$"):
+    with pytest.raises(moesaic.IoError, match=r"nearest here: qwen3-30b-Q4_K_M\.gguf$"):
         moesaic.GGUF("qwen3-30B-Q4_K.gguf")
-    with pytest.raises(moesaic.IoError, match=r"nearest here: kimi.gguf$"):
+    with pytest.raises(moesaic.IoError, match=r"nearest here: kimi\.gguf$"):
         moesaic.GGUF("kimi")
 
 
