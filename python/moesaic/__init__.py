@@ -33,35 +33,45 @@ from moesaic.errors import (
 )
 
 if TYPE_CHECKING:
+    from moesaic.capture import Captures
     from moesaic.cluster import Cluster
+    from moesaic.config import Config, Layer
+    from moesaic.generation import GenerateOptions
     from moesaic.gguf import GGUF, Tensor, dequantize, quantize, write_gguf
-    from moesaic.model import Chunk, Generation, Model, Session
+    from moesaic.model import Chunk, Generation, Model, Session, Timings
     from moesaic.nodes import Node
-    from moesaic.plan import Plan
+    from moesaic.plan import Plan, PlanNode, Prediction
     from moesaic.tokenizer import Tokenizer
 
 __all__ = [
     "GGUF",
     "ArgumentError",
     "BackendError",
+    "Captures",
     "Chunk",
     "ClosedError",
     "Cluster",
+    "Config",
     "DeadlineError",
     "FormatError",
+    "GenerateOptions",
     "Generation",
     "InternalError",
     "IoError",
+    "Layer",
     "Model",
     "MoesaicError",
     "NetError",
     "Node",
     "OutOfMemoryError",
     "Plan",
+    "PlanNode",
+    "Prediction",
     "ProtocolError",
     "QueueFullError",
     "Session",
     "Tensor",
+    "Timings",
     "Tokenizer",
     "WorkerLost",
     "__version__",
@@ -77,23 +87,32 @@ _HOMES = {
     "dequantize": "gguf",
     "quantize": "gguf",
     "write_gguf": "gguf",
+    "Captures": "capture",
     "Chunk": "model",
     "Cluster": "cluster",
+    "Config": "config",
+    "GenerateOptions": "generation",
     "Generation": "model",
+    "Layer": "config",
     "Model": "model",
     "Node": "nodes",
     "Plan": "plan",
+    "PlanNode": "plan",
+    "Prediction": "plan",
     "Session": "model",
+    "Timings": "model",
     "Tokenizer": "tokenizer",
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'moesaic' has no attribute {name!r}")
-    value = getattr(import_module(f"moesaic.{_HOMES[name]}"), name)
-    globals()[name] = value  # found without this function from now on
-    return value
+if not TYPE_CHECKING:  # or a type checker would take any misspelt name
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module 'moesaic' has no attribute {name!r}")
+        value = getattr(import_module(f"moesaic.{_HOMES[name]}"), name)
+        globals()[name] = value  # found without this function from now on
+        return value
 
 
 def __dir__() -> list[str]:

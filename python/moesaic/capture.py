@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from moesaic._tables import html_table, shortened
 from moesaic.errors import ArgumentError
+from moesaic.foreign_taps import explain
 
 _SHOWN = 12  # arrays that a repr lists; of more, the first and the last
 
@@ -34,7 +35,8 @@ class Captures(Mapping[str, npt.NDArray[Any]]):
         logits: npt.NDArray[np.float32] | None = None,
     ) -> None:
         self._arrays = dict(arrays)
-        self.logits = logits
+        # "| Any": a caller knows whether it asked for them, and need not look for None.
+        self.logits: npt.NDArray[np.float32] | Any = logits
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
         if name not in self._arrays:
@@ -104,6 +106,12 @@ def resolve(names: str | Sequence[str], known: Sequence[str], where: str) -> lis
             continue
         found = fnmatch.filter(known, name) if any(c in name for c in "*?[") else []
         if not found:
+            foreign = explain(name)
+            if foreign is not None:
+                raise ArgumentError(
+                    f"[{where}] capture: got {name!r}: {foreign}; Model.capture_names lists all "
+                    f"{len(known)}"
+                )
             near = difflib.get_close_matches(name, known, n=4, cutoff=0.4) or list(known[:4])
             raise ArgumentError(
                 f"[{where}] capture: got {name!r}, which this model does not have; the nearest are "

@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 #: One prompt: text, or token ids as a list of int or an integer array (n,).
 Prompt = str | Sequence[int] | npt.NDArray[np.integer[Any]]
 #: Many of them, for one batch.
-PromptList = list[str] | list[list[int]] | list[npt.NDArray[np.integer[Any]]] | list[Prompt]
+PromptList = (
+    Sequence[str]
+    | Sequence[Sequence[int]]
+    | Sequence[npt.NDArray[np.integer[Any]]]
+    | Sequence[Prompt]
+)
 Tokens = npt.NDArray[np.int32]
 #: Element types of a KV cache.
 KV_TYPES = ("f16", "f32", "q8_0")

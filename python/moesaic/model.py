@@ -12,6 +12,7 @@ from importlib import resources
 from typing import Any, TypeVar
 
 from moesaic import _core
+from moesaic._signatures import spelled_out
 from moesaic.capture import Captures
 from moesaic.config import Config, Layer
 from moesaic.errors import ArgumentError
@@ -225,6 +226,12 @@ class Model(ChatMethods, ArrayMethods):
                 progress=progress,
                 kv_type=kv_type,
             )
+
+
+# What completion and help() show: every option with its default.
+for _name in ("generate", "stream", "chat"):
+    _method = getattr(Model, _name)
+    _method.__signature__ = spelled_out(_method)
 
 
 def _one_of(value: Any, name: str, known: Sequence[str]) -> str:

@@ -23,7 +23,8 @@ _BATCH = 256  # requests of one call that are open at once
 class TextMethods(LoadedModel):
     """The methods of :class:`moesaic.Model` that generate."""
 
-    @overload
+    # A str, itself a sequence of str, is one prompt: the first that fits counts.
+    @overload  # type: ignore[overload-overlap]
     def generate(
         self,
         prompt: str | Sequence[int] | npt.NDArray[np.integer[Any]],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -152,11 +153,12 @@ class Generation:
     prompt_tokens: npt.NDArray[np.int32]
     seed: int
     stop: str | int | None = None
-    logprobs: npt.NDArray[np.float32] | None = None
-    top_ids: npt.NDArray[np.int32] | None = None
-    top_logprobs: npt.NDArray[np.float32] | None = None
-    captures: Captures | None = None
-    message: dict[str, str] | None = field(default=None)
+    # "| Any": None where it was not asked for, which the caller knows and need not look for.
+    logprobs: npt.NDArray[np.float32] | Any = None
+    top_ids: npt.NDArray[np.int32] | Any = None
+    top_logprobs: npt.NDArray[np.float32] | Any = None
+    captures: Captures | Any = None
+    message: dict[str, str] | Any = field(default=None)
 
     def __str__(self) -> str:
         return self.text
