@@ -24,8 +24,8 @@ class TextMethods(LoadedModel):
     """The methods of :class:`moesaic.Model` that generate."""
 
     # A str, itself a sequence of str, is one prompt: the first that fits counts.
-    @overload  # type: ignore[overload-overlap]
-    def generate(
+    @overload
+    def generate(  # type: ignore[overload-overlap]
         self,
         prompt: str | Sequence[int] | npt.NDArray[np.integer[Any]],
         **options: Unpack[GenerateOptions],
