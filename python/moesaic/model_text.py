@@ -58,8 +58,9 @@ class TextMethods(LoadedModel):
         typical_p : float, default 1
             Locally typical sampling; 1: off.
         repeat_penalty, presence_penalty, frequency_penalty : float, default 1, 0, 0
-            Against repetition among the last ``penalty_last_n`` tokens (default 64, -1: all, prompt
-            included).
+            Against repetition among the last ``penalty_last_n`` tokens.
+        penalty_last_n : int, default 64
+            How many of the last tokens penalties look at, those of the prompt included; -1: all.
         logit_bias : mapping of int to float, optional
             Added to tokens' logits; -inf bans a token.
         seed : int, optional

@@ -98,7 +98,10 @@ def problems(function):
         for name, p in signature.parameters.items()
         if name not in ("self", "cls") and p.kind is not p.VAR_KEYWORD
     }
-    missing = takes - documented_names(found.get("Parameters", ""))
+    documented = documented_names(found.get("Parameters", ""))
+    if "**options" in found.get("Parameters", ""):  # those of Model.generate
+        documented |= set(generation.GenerateOptions.__optional_keys__)
+    missing = takes - documented
     if missing:
         out.append(f"Parameters lacks {', '.join(sorted(missing))}")
     if signature.return_annotation not in (None, "None") and not {"Returns", "Yields"} & set(found):
