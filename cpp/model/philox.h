@@ -1,6 +1,7 @@
 // Philox 4x32-10: a counter-based random generator, a pure function of (key, counter), so that the
-// draw for a position is the same however the position was reached. Not for cryptography. Source:
-// Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011, section 3.3.
+// noise of a token at a position is the same however the position was reached. Not for
+// cryptography. Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3",
+// SC 2011, section 3.3.
 #pragma once
 
 #include <array>
@@ -29,13 +30,15 @@ inline PhiloxCounter philox_4x32_10(PhiloxCounter counter, PhiloxKey key) {
   return counter;
 }
 
-// Uniform in [0, 1), 53 bits, for this seed and position.
-inline double uniform_at(std::uint64_t seed, std::uint64_t position) {
+// Uniform in (0, 1), 52 bits, never 0 or 1: for this seed, position and token. A function of these
+// three alone, so that two rows of logits that differ a little meet the same noise.
+inline double uniform_at(std::uint64_t seed, std::uint64_t position, std::int32_t token) {
   const PhiloxCounter bits = philox_4x32_10(
-      {static_cast<std::uint32_t>(position), static_cast<std::uint32_t>(position >> 32U), 0, 0},
+      {static_cast<std::uint32_t>(position), static_cast<std::uint32_t>(position >> 32U),
+       static_cast<std::uint32_t>(token), 1},
       {static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32U)});
   const std::uint64_t joined = (std::uint64_t{bits[0]} << 32U) | bits[1];
-  return static_cast<double>(joined >> 11U) * 0x1.0p-53;
+  return (static_cast<double>(joined >> 12U) + 0.5) * 0x1.0p-52;
 }
 
 }  // namespace moesaic::model

@@ -1,8 +1,11 @@
 // The sampler as a chain over candidates: bias, penalties, top_k, typical, top_p, min_p,
 // temperature, draw. All sums are doubles in a fixed order (by logit, then by id), so that a token
-// depends on the row, the spec, the seed and the position only. Not for stop conditions.
+// depends on the row, the spec, the seed and the position only. The draw is Gumbel-max: each token
+// has noise of its own, keyed by (seed, position, token id), and the best sum of logit and noise
+// wins. Rows that differ by rounding so give the same token about as often as any way of drawing
+// can: no token's noise moves because others changed places. Not for stop conditions.
 // Sources: llama.cpp's default chain (order of effects); typical sampling: arXiv:2202.00666;
-// min-p: arXiv:2407.01082.
+// min-p: arXiv:2407.01082; Gumbel-max: Gumbel 1954, and Maddison et al., arXiv:1411.0030.
 #include "model/sampler.h"
 
 #include <algorithm>
@@ -28,7 +31,7 @@ bool better(const Candidate& a, const Candidate& b) {
 }
 
 // The tokens still in the race. `sorted` leading ones are in order; more are put in order on
-// demand, since top_p and the draw rarely look past the first few of 160,000.
+// demand, since top_p and min_p rarely look past the first few of 160,000.
 class Candidates {
  public:
   explicit Candidates(std::span<const float> logits) {
@@ -180,24 +183,24 @@ void keep_min_p(Candidates& race, double p) {
   race.keep_best(n);
 }
 
-std::int32_t draw(Candidates& race, double temperature, double uniform) {
+// The token whose logit / temperature + Gumbel noise is largest; the lowest id among equals.
+std::int32_t draw(Candidates& race, const SamplerSpec& spec, std::int64_t position) {
+  // No noise is above -log(-log(1 - 2^-53)) < 37: what is farther behind cannot win.
+  constexpr double kMostNoise = 37.0;
   const double top = race.best(0).logit;
-  double sum = 0.0;
+  double most = -std::numeric_limits<double>::infinity();
+  std::int32_t winner = race.best(0).id;
   for (const Candidate& item : race.items()) {
-    sum += std::exp((double{item.logit} - top) / temperature);
+    const double score = (double{item.logit} - top) / double{spec.temperature};
+    if (score + kMostNoise < most) continue;
+    const double uniform = uniform_at(spec.seed, static_cast<std::uint64_t>(position), item.id);
+    const double noisy = score - std::log(-std::log(uniform));
+    if (noisy > most || (noisy == most && item.id < winner)) {
+      most = noisy;
+      winner = item.id;
+    }
   }
-  const double goal = uniform * sum;
-  double mass = 0.0;
-  std::int32_t last = race.best(0).id;
-  for (std::size_t i = 0; i < race.size(); ++i) {
-    const Candidate& item = race.best(i);
-    const double weight = std::exp((double{item.logit} - top) / temperature);
-    if (weight <= 0.0) break;
-    last = item.id;
-    mass += weight;
-    if (mass > goal) break;
-  }
-  return last;
+  return winner;
 }
 
 std::int32_t choose(std::span<const float> logits, const SamplerSpec& spec, std::int64_t position) {
@@ -211,8 +214,7 @@ std::int32_t choose(std::span<const float> logits, const SamplerSpec& spec, std:
   if (spec.typical_p < 1.0F) keep_typical(race, double{spec.typical_p});
   if (spec.top_p < 1.0F) keep_nucleus(race, double{spec.top_p});
   if (spec.min_p > 0.0F) keep_min_p(race, double{spec.min_p});
-  return draw(race, double{spec.temperature},
-              uniform_at(spec.seed, static_cast<std::uint64_t>(position)));
+  return draw(race, spec, position);
 }
 
 template <typename T>

@@ -1,5 +1,5 @@
 // From a row of logits to a token. Randomness is a counter-based generator keyed by (seed,
-// position), so that a replayed token is the same token, on any machine and thread count.
+// position, token id), so that a replayed token is the same token, on any machine and thread count.
 #pragma once
 
 #include <cstdint>

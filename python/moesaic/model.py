@@ -188,7 +188,7 @@ class Model(ChatMethods, ArrayMethods):
         kv_tokens: int | None = None,
         threads: int | None = None,
         backend: str = "auto",
-        deterministic: bool = False,
+        deterministic: bool = True,
         progress: Progress = None,
         kv_type: str = "f16",
     ) -> _T:
@@ -197,7 +197,8 @@ class Model(ChatMethods, ArrayMethods):
         Parameters
         ----------
         n_ctx, kv_tokens, threads, backend, deterministic, progress, kv_type
-            As for :class:`Model`; ``n_ctx`` is 512, the length the model was trained for.
+            As for :class:`Model`; ``n_ctx`` is 512, the length the model was trained for, and
+            ``deterministic`` is on, so that what is shown is what one sees.
 
         Returns
         -------

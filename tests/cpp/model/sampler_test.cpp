@@ -362,18 +362,74 @@ TEST(Philox, GivesTheVectorsOfTheRandom123Library) {
             (PhiloxCounter{0xd16cfe09U, 0x94fdccebU, 0x5001e420U, 0x24126ea1U}));
 }
 
-TEST(Philox, IsUniformOverPositions) {
-  std::vector<int> bins(64);
-  const int n = 64000;
+TEST(Philox, IsUniformOverPositionsTokensAndSeeds) {
+  const auto expect_uniform = [](const char* over, auto value) {
+    std::vector<int> bins(64);
+    const int n = 64000;
+    for (int i = 0; i < n; ++i) {
+      const double u = value(i);
+      ASSERT_GT(u, 0.0);
+      ASSERT_LT(u, 1.0);
+      ++bins[static_cast<std::size_t>(u * 64)];
+    }
+    double chi_square = 0.0;
+    for (int count : bins) chi_square += (count - 1000.0) * (count - 1000.0) / 1000.0;
+    EXPECT_LT(chi_square, 63 + 5 * std::sqrt(2.0 * 63)) << over;
+  };
+  expect_uniform("positions",
+                 [](int i) { return uniform_at(1234, static_cast<std::uint64_t>(i), 5); });
+  expect_uniform("tokens", [](int i) { return uniform_at(1234, 9, i); });
+  expect_uniform("seeds", [](int i) { return uniform_at(static_cast<std::uint64_t>(i), 9, 5); });
+  EXPECT_NE(uniform_at(1, 2, 3), uniform_at(1, 3, 2));
+  EXPECT_NE(uniform_at(1, 2, 3), uniform_at(2, 1, 3));
+  EXPECT_NE(uniform_at(1, std::uint64_t{1} << 32U, 3), uniform_at(1, 0, 3));
+}
+
+// Rows that differ by rounding give other tokens about as rarely as the distributions differ:
+// what prefix reuse, other numerics and other machines rely on.
+TEST(Sampler, DrawsOfNearlyEqualRowsDifferAboutAsRarelyAsTheDistributions) {
+  SamplerSpec spec;  // the defaults: top_k 40, top_p 0.95, min_p 0.05, temperature 0.8
+  std::mt19937 random(11);
+  std::normal_distribution<float> rounding(0.0F, 0.02F);
+  int differ = 0;
+  double variation = 0.0;
+  const int n = 4000;
   for (int i = 0; i < n; ++i) {
-    const double u = uniform_at(1234, static_cast<std::uint64_t>(i));
-    ASSERT_GE(u, 0.0);
-    ASSERT_LT(u, 1.0);
-    ++bins[static_cast<std::size_t>(u * 64)];
+    const std::vector<float> row = random_logits(300, static_cast<unsigned>(i), 1.5F);
+    std::vector<float> other = row;
+    for (float& logit : other) logit += rounding(random);
+    const std::map<int, double> p = reference(row, spec, {});
+    const std::map<int, double> q = reference(other, spec, {});
+    for (auto [token, mass] : p) {
+      variation += std::max(0.0, mass - (q.count(token) ? q.at(token) : 0.0));
+    }
+    spec.seed = static_cast<std::uint64_t>(i);
+    std::vector<float> a = row;
+    std::vector<float> b = other;
+    differ += sample(a, spec, i, {}).token != sample(b, spec, i, {}).token ? 1 : 0;
   }
-  double chi_square = 0.0;
-  for (int count : bins) chi_square += (count - 1000.0) * (count - 1000.0) / 1000.0;
-  EXPECT_LT(chi_square, 63 + 5 * std::sqrt(2.0 * 63));
+  // No coupling differs more rarely than the total variation; this one at most twice as often.
+  EXPECT_GT(variation, 10.0);
+  EXPECT_LT(differ, 2.0 * variation + 5.0 * std::sqrt(2.0 * variation)) << variation;
+}
+
+// A token that drops out, or comes in, moves no draw but its own.
+TEST(Sampler, ABannedTokenMovesOnlyItsOwnDraws) {
+  const std::vector<float> row = random_logits(50, 3, 1.0F);
+  SamplerSpec spec = plain();
+  int banned_drawn = 0;
+  for (int i = 0; i < 2000; ++i) {
+    std::vector<float> a = row;
+    std::vector<float> b = row;
+    b[7] = -kInf;
+    const std::int32_t with = sample(a, spec, i, {}).token;
+    const std::int32_t without = sample(b, spec, i, {}).token;
+    banned_drawn += with == 7 ? 1 : 0;
+    if (with != 7) {
+      EXPECT_EQ(with, without) << i;
+    }
+  }
+  EXPECT_GT(banned_drawn, 0);
 }
 
 }  // namespace
