@@ -154,7 +154,7 @@ std::shared_ptr<EngineHandle> deploy(const CoordinatorPtr& self, const GGUFFile&
   auto handle = std::make_shared<EngineHandle>();
   handle->device = strcat("cluster: ", n_used, n_used == 1 ? " worker" : " workers");
   const GilRelease free_gil;
-  handle->engine = std::make_shared<engine::Engine>(std::move(runner));
+  handle->engine = share_engine(std::move(runner));
   return handle;
 }
 

@@ -32,6 +32,7 @@ Dict stats_dict(const engine::EngineStats& stats) {
   out["waiting"] = stats.waiting;
   out["active"] = stats.active;
   out["cached"] = stats.cached;
+  out["preemptions"] = stats.preemptions;
   out["kv_tokens_free"] = stats.kv_tokens_free;
   return out;
 }

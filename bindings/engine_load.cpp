@@ -54,11 +54,36 @@ std::shared_ptr<EngineHandle> load(const py::bytes& path, std::int64_t n_ctx,
   const backend::DeviceInfo device = runner->device();
   handle->device = strcat(device.name, ": ", device.detail);
   const GilRelease free_gil;
-  handle->engine = std::make_shared<engine::Engine>(std::move(runner));
+  handle->engine = share_engine(std::move(runner));
   return handle;
 }
 
+bool interpreter_ends() {
+#if PY_VERSION_HEX >= 0x030D0000
+  return Py_IsFinalizing() != 0;
+#else
+  return _Py_IsFinalizing() != 0;
+#endif
+}
+
+void end_engine(engine::Engine* engine) {
+  if (Py_IsInitialized() == 0 || interpreter_ends() || PyGILState_Check() == 0) {
+    delete engine;
+    return;
+  }
+  PyThreadState* const state = PyEval_SaveThread();
+  delete engine;
+  // The interpreter would end this thread by unwinding it, which destructors do not allow. It waits
+  // for the process to end instead, as Python does from 3.14 on.
+  while (interpreter_ends()) std::this_thread::sleep_for(std::chrono::seconds(1));
+  PyEval_RestoreThread(state);
+}
+
 }  // namespace
+
+std::shared_ptr<engine::Engine> share_engine(std::unique_ptr<model::Runner> runner) {
+  return {std::make_unique<engine::Engine>(std::move(runner)).release(), &end_engine};
+}
 
 backend::KvType kv_type_from(const std::string& name, const char* where) {
   if (name == "f16") return backend::KvType::kF16;

@@ -24,11 +24,8 @@ class Batch {
     requests_ = engine_->submit(std::move(specs), channel_);
     finished_.assign(requests_.size(), false);
   }
-  ~Batch() {
-    cancel_all();
-    // A session must not be left busy with what nobody waits for. The engine needs no GIL.
-    if (has_sessions()) drain();
-  }
+  // Waits for nothing, since the GIL is held: a session's next writer comes after a cancelled one.
+  ~Batch() { cancel_all(); }
   Batch(const Batch&) = delete;
   Batch& operator=(const Batch&) = delete;
 
@@ -107,14 +104,27 @@ class Batch {
     engine_->choose(requests_[i], {array.data(), array.data() + array.size()});
   }
 
-  void cancel(std::size_t i) {
-    at(i);
-    engine_->cancel(requests_[i]);
+  // Ends a generation of which n tokens are wanted; a session keeps those.
+  void stop(std::size_t i, std::int64_t n) {
+    if (at(i).spec().session) {
+      engine_->end_at(requests_[i], n);
+    } else {
+      engine_->cancel(requests_[i]);
+    }
   }
   void cancel_all() {
     for (std::size_t i = 0; i < requests_.size(); ++i) {
       if (!finished_[i]) engine_->cancel(requests_[i]);
     }
+  }
+  // stop() of all, with n_tokens for each, and waits until the engine has let go of them.
+  void finish(const std::vector<std::int64_t>& n_tokens) {
+    if (n_tokens.size() != requests_.size()) throw py::index_error("n_tokens");
+    const GilRelease free_gil;
+    for (std::size_t i = 0; i < requests_.size(); ++i) {
+      if (!finished_[i]) stop(i, n_tokens[i]);
+    }
+    drain();
   }
   // Cancels all and waits until the engine has let go of them, so that sessions can be used again.
   void settle() {
@@ -124,10 +134,6 @@ class Batch {
   }
 
  private:
-  bool has_sessions() const {
-    return std::any_of(requests_.begin(), requests_.end(),
-                       [](const auto& request) { return request->spec().session != nullptr; });
-  }
   void drain() {
     for (const auto& request : requests_) {
       while (!engine_->closed() && !request->finished()) {
@@ -220,9 +226,8 @@ RequestSpec make_generation(const std::string& where, const py::object& tokens,
                             const SamplerSpec& sampler, std::int64_t max_tokens,
                             const std::vector<std::int32_t>& stop_tokens, bool external,
                             bool at_end, const std::vector<std::string>& capture, bool reuse,
-                            int priority) {
-  RequestSpec spec =
-      make_request(where, tokens, "none", std::nullopt, {}, capture, reuse, priority);
+                            int priority, std::optional<SessionHandle*> session) {
+  RequestSpec spec = make_request(where, tokens, "none", session, {}, capture, reuse, priority);
   spec.generate.emplace();
   spec.generate->sampler = sampler;
   spec.generate->max_tokens = max_tokens;
@@ -260,7 +265,7 @@ void register_engine_requests(py::module_& m) {
         py::arg("sampler"), py::arg("max_tokens"), py::arg("stop_tokens"),
         py::arg("external") = false, py::arg("at_end") = false,
         py::arg("capture") = std::vector<std::string>(), py::arg("reuse") = true,
-        py::arg("priority") = 0, "A RequestSpec that generates.");
+        py::arg("priority") = 0, py::arg("session") = py::none(), "A RequestSpec that generates.");
 
   py::class_<Batch>(m, "Batch", "The requests of one call (private).")
       .def(py::init<const EngineHandle&, std::vector<RequestSpec>>(), py::arg("engine"),
@@ -272,7 +277,10 @@ void register_engine_requests(py::module_& m) {
       .def("outcome", &Batch::outcome, py::arg("index"), "The end of a request; raises its error.")
       .def("choose", &Batch::choose, py::arg("index"), py::arg("row"),
            "Answer a row of logits: the token is sampled from it.")
-      .def("cancel", &Batch::cancel, py::arg("index"))
+      .def("stop", &Batch::stop, py::arg("index"), py::arg("n_tokens"),
+           "End a generation; a session keeps its first n tokens.")
+      .def("finish", &Batch::finish, py::arg("n_tokens"),
+           "End them all, as stop() does, and wait until the engine has let go of them.")
       .def("settle", &Batch::settle, "Cancel all and wait until the engine has let go of them.");
 }
 

@@ -29,7 +29,10 @@ std::vector<std::int32_t> tokens_of(const SessionHandle& session) {
 
 void save(const SessionHandle& session, const py::bytes& path) {
   const std::string encoded = path;
-  const Engine::SavedSession saved = wait_future(session.engine()->save_session(session.state()));
+  const auto stop = std::make_shared<CancelFlag>();
+  const Engine::SavedSession saved =
+      wait_future(session.engine()->save_session(session.state(), stop),
+                  [&](const std::future<Engine::SavedSession>&) { stop->set(); });
   run_interruptible([&](const CancelFlag& cancel) {
     engine::write_session(encoded, session.engine()->facts().identity, saved, &cancel);
   });
@@ -42,7 +45,13 @@ std::unique_ptr<SessionHandle> load(const EngineHandle& self, const py::bytes& p
   run_interruptible([&](const CancelFlag& cancel) {
     saved = engine::read_session(encoded, self.engine->facts(), &cancel);
   });
-  return wait_session(self.engine, self.engine->load_session(std::move(saved)));
+  const auto stop = std::make_shared<CancelFlag>();
+  StatePtr state = wait_future(self.engine->load_session(std::move(saved), stop),
+                               [&](std::future<StatePtr> unwanted) {
+                                 stop->set();
+                                 self.engine->abandon(std::move(unwanted));
+                               });
+  return std::make_unique<SessionHandle>(self.engine, std::move(state));
 }
 
 }  // namespace

@@ -23,6 +23,10 @@ struct EngineHandle {
   std::string device;  // "cpu: avx512vnni, 2 threads"
 };
 
+// The engine's last reference may go in any garbage collection: its end, which waits for the step
+// that runs and frees the model, does not hold the GIL.
+std::shared_ptr<engine::Engine> share_engine(std::unique_ptr<model::Runner> runner);
+
 // Closes the session with the last reference.
 class SessionHandle {
  public:

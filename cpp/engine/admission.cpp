@@ -1,5 +1,7 @@
 // From waiting to active: KV pages are promised before a request starts (for its prompt and all it
-// may generate), so that nothing running ever lacks one. Finished sequences give way first.
+// may generate), so that nothing that runs by itself ever lacks one. A generation that asks its
+// caller for every token is promised its prompt only and grows as it goes (preempt.cpp): its caller
+// may be away for ever. Finished sequences give way first, then requests whose callers are away.
 #include <algorithm>
 #include <utility>
 
@@ -19,7 +21,11 @@ std::int64_t first_needed_row(const RequestSpec& spec) {
 
 }  // namespace
 
-void Core::reject(Request& request, Finish finish, std::exception_ptr error) {
+std::size_t Core::max_active() const {
+  return std::min(options_.max_active, static_cast<std::size_t>(facts_.max_step_rows));
+}
+
+void Core::reject(Request& request, Finish finish, std::exception_ptr error) noexcept {
   Outcome outcome;
   outcome.finish = finish;
   outcome.error = std::move(error);
@@ -27,9 +33,17 @@ void Core::reject(Request& request, Finish finish, std::exception_ptr error) {
   outcome.timings.finished = Clock::now();
   if (request.spec().session) {
     SessionState& session = *request.spec().session;
-    const std::scoped_lock lock(session.mutex);
-    session.busy = false;
-    if (session.closed) give_back(session);
+    bool closed = false;
+    {
+      const std::scoped_lock lock(session.mutex);
+      if (session.writer.lock().get() == &request) session.writer.reset();
+      closed = session.closed && session.writer.expired();
+    }
+    try {
+      if (closed) give_back(session);
+    } catch (...) {
+      if (!outcome.error) outcome.error = std::current_exception();
+    }
   }
   {
     const std::scoped_lock lock(mutex_);
@@ -45,8 +59,9 @@ void Core::drop_cancelled() {
            std::make_exception_ptr(CancelledError("cancelled before it began")));
     return true;
   });
-  for (Active& active : active_) {
-    if (active.request->cancelled()) {
+  for (std::vector<Active>* list : {&active_, &preempted_}) {
+    for (Active& active : *list) {
+      if (!active.request->cancelled()) continue;
       finish(active, Finish::kCancelled,
              std::make_exception_ptr(CancelledError("cancelled by the caller")));
     }
@@ -54,24 +69,43 @@ void Core::drop_cancelled() {
   erase_finished();
 }
 
+// By priority; among equals those that ran before go first.
 void Core::admit() {
-  const std::size_t max_active =
-      std::min(options_.max_active, static_cast<std::size_t>(facts_.max_step_rows));
-  std::size_t i = 0;
-  while (i < waiting_.size() && active_.size() < max_active) {
-    const std::shared_ptr<Request> request = waiting_[i];
+  std::size_t i = 0;  // of waiting_
+  std::size_t p = 0;  // of preempted_
+  while (true) {
+    while (p < preempted_.size() && preempted_[p].awaiting_choice) ++p;
+    const bool resumes =
+        p < preempted_.size() &&
+        (i >= waiting_.size() || preempted_[p].spec().priority >= waiting_[i]->spec().priority);
+    if (!resumes && i >= waiting_.size()) return;
+    if (active_.size() >= max_active()) {
+      if (!preempt_for_slot()) return;
+      p = 0;  // the list has changed
+      continue;
+    }
     Admission admission = Admission::kDone;
-    try {
-      admission = try_admit(request);
-    } catch (...) {
-      reject(*request, Finish::kFailed, std::current_exception());
-    }
-    if (admission == Admission::kNoRoom) return;  // nobody overtakes: the large would starve
-    if (admission == Admission::kDefer) {
-      ++i;
+    if (resumes) {
+      admission = try_resume(preempted_[p].age);
+      erase_finished();
     } else {
-      waiting_.erase(waiting_.begin() + static_cast<std::ptrdiff_t>(i));
+      const std::shared_ptr<Request> request = waiting_[i];
+      try {
+        admission = try_admit(request);
+      } catch (...) {
+        reject(*request, Finish::kFailed, std::current_exception());
+      }
+      if (admission == Admission::kDefer) {
+        ++i;
+      } else if (admission == Admission::kDone) {
+        waiting_.erase(waiting_.begin() + static_cast<std::ptrdiff_t>(i));
+      }
     }
+    if (admission == Admission::kNoRoom) {  // nobody overtakes: the large would starve
+      lacks_room_ = true;
+      return;
+    }
+    p = 0;
   }
 }
 
@@ -83,20 +117,19 @@ Core::Admission Core::try_admit(const std::shared_ptr<Request>& request) {
     std::vector<std::int32_t> tokens;
     {
       const std::scoped_lock lock(spec.session->mutex);
+      if (spec.session->closed) fail<ClosedError>("[", spec.where, "] session: it was closed");
       tokens = spec.session->tokens;
     }
     const auto start = static_cast<std::int64_t>(tokens.size());
-    n_pages = runner_->pages_needed(spec.session->sequence, start, n);
+    const std::int64_t row_limit = rows_promised(spec, start + n);
+    n_pages = runner_->pages_needed(spec.session->sequence, start, row_limit - start);
     if (make_room(n_pages)) {
       tokens.insert(tokens.end(), spec.tokens.begin(), spec.tokens.end());
-      activate(request, spec.session->sequence, std::move(tokens), start, start + n);
+      activate(request, spec.session->sequence, std::move(tokens), start, row_limit);
       return Admission::kDone;
     }
   } else {
-    // The last token that is generated is never run.
-    const std::int64_t generated =
-        spec.generate ? std::max<std::int64_t>(0, spec.generate->max_tokens - 1) : 0;
-    const std::int64_t row_limit = generated < limit_ - n ? n + generated : limit_;
+    const std::int64_t row_limit = rows_promised(spec, n);
     Reuse reuse = find_reuse(spec);
     if (reuse.wait) return Admission::kDefer;
     n_pages = pages_for(row_limit) - reuse.n_tokens / facts_.page_tokens;
@@ -117,9 +150,18 @@ Core::Admission Core::try_admit(const std::shared_ptr<Request>& request) {
       return Admission::kDone;
     }
   }
-  if (!active_.empty()) return Admission::kNoRoom;
+  if (others_will_end(nullptr)) return Admission::kNoRoom;
   reject(*request, Finish::kFailed, no_room_error(spec, n_pages));  // nobody will ever make room
   return Admission::kDone;
+}
+
+// Positions that pages are promised for when the prompt ends before `prompt_end`.
+std::int64_t Core::rows_promised(const RequestSpec& spec, std::int64_t prompt_end) const {
+  if (!spec.generate || spec.generate->external) return prompt_end;
+  // The last token that is generated is run only where a session keeps it.
+  const std::int64_t generated =
+      std::max<std::int64_t>(0, spec.generate->max_tokens - (spec.session ? 0 : 1));
+  return generated < limit_ - prompt_end ? prompt_end + generated : limit_;
 }
 
 void Core::activate(const std::shared_ptr<Request>& request, model::SequenceId sequence,
@@ -131,7 +173,9 @@ void Core::activate(const std::shared_ptr<Request>& request, model::SequenceId s
   active.start = active.prompt_end - static_cast<std::int64_t>(request->spec().tokens.size());
   active.tokens = std::move(tokens);
   active.cached = cached;
+  active.delivered = cached;
   active.row_limit = row_limit;
+  active.age = ++last_age_;
   active.outcome.timings.submitted = request->submitted();
   active.outcome.timings.admitted = Clock::now();
   active.outcome.n_reused = cached - active.start;
@@ -141,10 +185,18 @@ void Core::activate(const std::shared_ptr<Request>& request, model::SequenceId s
     ++stats_.active;
   }
   request->publish_progress(active.outcome.n_reused, active.prompt_end - active.start);
-  const auto place = std::upper_bound(
-      active_.begin(), active_.end(), active,
-      [](const auto& a, const auto& b) { return a.spec().priority > b.spec().priority; });
-  active_.insert(place, std::move(active));
+  insert_by_age(active_, std::move(active));
+}
+
+// By priority, then age. The list has room for one more.
+void Core::insert_by_age(std::vector<Active>& list, Active active) {
+  const auto place =
+      std::upper_bound(list.begin(), list.end(), active, [](const auto& a, const auto& b) {
+        const int first = a.spec().priority;
+        const int second = b.spec().priority;
+        return first != second ? first > second : a.age < b.age;
+      });
+  list.insert(place, std::move(active));
 }
 
 Core::Reuse Core::find_reuse(const RequestSpec& spec) {
@@ -184,13 +236,34 @@ std::int64_t Core::free_pages() const {
   return pages;
 }
 
-bool Core::make_room(std::int64_t n_pages, std::optional<model::SequenceId> keep) {
+// Also takes pages of requests whose callers are away, other than `keep`; at_once: without patience
+// for those callers.
+bool Core::make_room(std::int64_t n_pages, std::optional<model::SequenceId> keep, bool at_once) {
   while (free_pages() < n_pages) {
-    const auto sequence = cache_.evict(keep);
-    if (!sequence) return false;
-    runner_->close(*sequence);
+    if (const auto sequence = cache_.evict(keep)) {
+      runner_->close(*sequence);
+    } else if (!preempt_away(n_pages, keep, at_once)) {
+      return false;
+    }
   }
   return true;
+}
+
+// "; 3 sessions hold 4,000 tokens": who has the pages that are in no request.
+std::string Core::held_by_sessions() const {
+  std::size_t n_sessions = 0;
+  std::size_t n_tokens = 0;
+  for (const auto& known : sessions_) {
+    const auto session = known.lock();
+    if (!session) continue;
+    const std::scoped_lock lock(session->mutex);
+    if (session->closed || session->tokens.empty()) continue;
+    ++n_sessions;
+    n_tokens += session->tokens.size();
+  }
+  if (n_sessions == 0) return "";
+  return strcat("; ", n_sessions, n_sessions == 1 ? " session holds " : " sessions hold ", n_tokens,
+                " tokens");
 }
 
 std::exception_ptr Core::no_room_error(const RequestSpec& spec, std::int64_t n_pages) const {
@@ -198,14 +271,14 @@ std::exception_ptr Core::no_room_error(const RequestSpec& spec, std::int64_t n_p
   const std::uint64_t per_token =
       facts_.memory.kv_bytes /
       static_cast<std::uint64_t>(std::max<std::int64_t>(1, facts_.kv_tokens));
-  return std::make_exception_ptr(
-      OutOfMemoryError(strcat("[", spec.where, "] KV cache: ", n_pages * facts_.page_tokens,
-                              " more tokens needed (prompt and max_tokens), free are ", free,
-                              " of kv_tokens = ", facts_.kv_tokens,
-                              "; sessions hold the rest: close() or truncate() some, lower "
-                              "max_tokens, or load the model with a larger kv_tokens"),
-                       static_cast<std::uint64_t>(n_pages * facts_.page_tokens) * per_token,
-                       static_cast<std::uint64_t>(free) * per_token));
+  return std::make_exception_ptr(OutOfMemoryError(
+      strcat("[", spec.where, "] KV cache: ", n_pages * facts_.page_tokens,
+             " more tokens needed (prompt and max_tokens, in whole pages of ", facts_.page_tokens,
+             "), free are ", free, " of kv_tokens = ", facts_.kv_tokens, held_by_sessions(),
+             "; close() or truncate() sessions, lower max_tokens, or load the model with a larger "
+             "kv_tokens"),
+      static_cast<std::uint64_t>(n_pages * facts_.page_tokens) * per_token,
+      static_cast<std::uint64_t>(free) * per_token));
 }
 
 }  // namespace moesaic::engine

@@ -13,14 +13,15 @@ bool Core::has_commands() const {
 
 bool Core::can_run_ahead(std::span<const std::size_t> members) const {
   const bool somebody_waits = std::any_of(active_.begin(), active_.end(), [](const Active& active) {
-    return active.cached + 1 < active.size();  // a prompt with rows left, not in this step
+    return active.rows_left() > 1 && !active.lacks_pages();  // rows of a prompt, not in this step
   });
   return !somebody_waits && !has_commands() &&
          std::all_of(members.begin(), members.end(), [this](std::size_t i) {
            const Active& active = active_[i];
            const RequestSpec& spec = active.spec();
            return active.cached >= active.prompt_end && active.cached + 1 == active.size() &&
-                  spec.generate && !spec.generate->external && spec.capture.empty() &&
+                  !active.replays() && active.ending == Finish::kNone && spec.generate &&
+                  !spec.generate->external && spec.capture.empty() &&
                   spec.logits == model::Logits::kNone &&
                   active.n_generated < spec.generate->max_tokens && active.size() < limit_;
          });
@@ -51,8 +52,10 @@ std::int64_t Core::run_ahead(std::span<const std::size_t> members, std::int64_t&
         core_.finish(active, Finish::kFailed, std::current_exception());
         return false;
       }
-      const bool room = active.outcome.finish != Finish::kNone && !core_.waiting_.empty();
-      return !room && !core_.has_commands();
+      const bool ended = active.outcome.finish != Finish::kNone;
+      const bool room = ended && (!core_.waiting_.empty() || core_.lacks_room_);
+      const bool may_take = core_.next_look_ && Clock::now() >= *core_.next_look_;
+      return !room && !may_take && !core_.has_commands();
     }
     const std::vector<std::int64_t>& counts() const { return counts_; }
 
@@ -70,16 +73,14 @@ std::int64_t Core::run_ahead(std::span<const std::size_t> members, std::int64_t&
       runner_->run_ahead(step, ahead, sink);
     } catch (const CancelledError&) {
       cancel_members(members, std::current_exception());
-    } catch (const WorkerLost&) {
-      fail_members(members, std::current_exception());
     } catch (...) {
       error = std::current_exception();
     }
   }
-  // Whose fault it is shows when each runs by itself.
-  for (std::size_t k = 0; error && k < members.size(); ++k) {
-    if (active_[members[k]].outcome.finish != Finish::kNone) continue;
-    run_guarded(members.subspan(k, 1), std::span(rows).subspan(k, 1));
+  if (error && is_runner_fault(error)) {
+    fail_members(members, error);
+  } else if (error) {
+    run_one_by_one(members, rows);
   }
   decode_rows = 0;
   std::int64_t rounds = 0;

@@ -83,7 +83,6 @@ void check_wishes(const RequestSpec& spec, const EngineFacts& facts) {
       fail<ArgumentError>("[", spec.where, "] max_tokens: got ", spec.generate->max_tokens,
                           ", need 0 or more");
     }
-    if (spec.session) fail<InternalError>("[", spec.where, "] generate on a session");
   }
 }
 
@@ -114,26 +113,31 @@ void check_results(const RequestSpec& spec, const EngineFacts& facts) {
   }
 }
 
-// Sessions are marked busy one by one; on an error the marks so far are taken back.
-class BusyMarks {
+// Sessions get their writers one by one; on an error the marks so far are taken back.
+class WriterMarks {
  public:
-  ~BusyMarks() {
+  ~WriterMarks() {
     for (const auto& session : marked_) {
       const std::scoped_lock lock(session->mutex);
-      session->busy = false;
+      session->writer.reset();
     }
   }
-  std::int64_t mark(const RequestSpec& spec) {
+  // Returns the session's length.
+  std::int64_t mark(const std::shared_ptr<Request>& request) {
+    const RequestSpec& spec = request->spec();
+    marked_.reserve(marked_.size() + 1);
     const std::scoped_lock lock(spec.session->mutex);
     if (spec.session->closed) {
       fail<ClosedError>("[", spec.where, "] session: it is closed; make a new one");
     }
-    if (spec.session->busy) {
+    // A cancelled writer is gone before this request can start.
+    const auto writer = spec.session->writer.lock();
+    if (writer && !writer->cancelled()) {
       fail<ArgumentError>("[", spec.where,
                           "] session: another call is writing to it, need one writer at a time; "
                           "use fork() for a second one");
     }
-    spec.session->busy = true;
+    spec.session->writer = request;
     marked_.push_back(spec.session);
     return static_cast<std::int64_t>(spec.session->tokens.size());
   }
@@ -181,16 +185,18 @@ EngineStats Engine::stats() const {
 
 std::vector<std::shared_ptr<Request>> Engine::submit(std::vector<RequestSpec> specs,
                                                      const std::shared_ptr<Channel>& channel) {
-  BusyMarks marks;
+  WriterMarks marks;
   std::vector<std::shared_ptr<Request>> requests;
   requests.reserve(specs.size());
+  channel->reserve(specs.size());
   for (RequestSpec& spec : specs) {
     check_usable(spec.where);
     check_tokens(spec, facts_);
     check_wishes(spec, facts_);
     check_results(spec, facts_);
-    check_length(spec, spec.session ? marks.mark(spec) : 0, facts_);
     requests.push_back(std::make_shared<Request>(std::move(spec), channel, requests.size()));
+    const auto& request = requests.back();
+    check_length(request->spec(), request->spec().session ? marks.mark(request) : 0, facts_);
   }
   core_->enqueue(requests);
   marks.keep();
@@ -210,6 +216,11 @@ void Engine::choose(const std::shared_ptr<Request>& request, std::vector<float> 
   core_->post([core = core_.get(), request, row = std::move(row)]() mutable {
     core->choose(*request, std::move(row));
   });
+}
+
+void Engine::end_at(const std::shared_ptr<Request>& request, std::int64_t n_generated) {
+  if (::getpid() != pid_) return;
+  core_->post([core = core_.get(), request, n_generated] { core->end_at(*request, n_generated); });
 }
 
 std::future<std::shared_ptr<SessionState>> Engine::open_session() {
@@ -254,17 +265,19 @@ void Engine::close_session(const std::shared_ptr<SessionState>& session) noexcep
   }
 }
 
-std::future<Engine::SavedSession> Engine::save_session(
-    const std::shared_ptr<SessionState>& session) {
+std::future<Engine::SavedSession> Engine::save_session(const std::shared_ptr<SessionState>& session,
+                                                       std::shared_ptr<CancelFlag> cancel) {
   check_usable("Session.save");
-  return core_->call([core = core_.get(), session] { return core->save_session(*session); });
+  return core_->call([core = core_.get(), session, cancel = std::move(cancel)] {
+    return core->save_session(*session, *cancel);
+  });
 }
 
-std::future<std::shared_ptr<SessionState>> Engine::load_session(SavedSession saved) {
+std::future<std::shared_ptr<SessionState>> Engine::load_session(
+    SavedSession saved, std::shared_ptr<CancelFlag> cancel) {
   check_usable("Model.load_session");
-  return core_->call([core = core_.get(), kept = std::make_shared<SavedSession>(std::move(saved))] {
-    return core->load_session(*kept);
-  });
+  return core_->call([core = core_.get(), kept = std::make_shared<SavedSession>(std::move(saved)),
+                      cancel = std::move(cancel)] { return core->load_session(*kept, *cancel); });
 }
 
 std::future<void> Engine::clear_cache() {

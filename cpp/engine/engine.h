@@ -53,7 +53,8 @@ struct EngineStats {
   std::uint64_t reused_rows = 0;  // prompt rows that an equal prefix saved
   std::uint64_t waiting = 0;
   std::uint64_t active = 0;
-  std::uint64_t cached = 0;  // finished sequences kept
+  std::uint64_t cached = 0;       // finished sequences kept
+  std::uint64_t preemptions = 0;  // times a request gave its pages to others and ran again
   std::int64_t kv_tokens_free = 0;
 };
 
@@ -82,6 +83,9 @@ class Engine {
   void cancel(const std::shared_ptr<Request>& request);
   // Answers an Update's row (vocab), perhaps changed: the token is sampled from it.
   void choose(const std::shared_ptr<Request>& request, std::vector<float> row);
+  // Ends a generation on a session behind its n-th token, as if it were over by itself: the session
+  // keeps them. No effect on ended requests.
+  void end_at(const std::shared_ptr<Request>& request, std::int64_t n_generated);
 
   // Sessions. These run on the engine's thread between two steps.
   std::future<std::shared_ptr<SessionState>> open_session();
@@ -96,8 +100,12 @@ class Engine {
     std::vector<std::int32_t> tokens;
     std::vector<std::uint8_t> kv;  // canonical order (layer, token)
   };
-  std::future<SavedSession> save_session(const std::shared_ptr<SessionState>& session);
-  std::future<std::shared_ptr<SessionState>> load_session(SavedSession saved);
+  // `cancel` stops them midway: CancelledError. close() sets it as well.
+  std::future<SavedSession> save_session(
+      const std::shared_ptr<SessionState>& session,
+      std::shared_ptr<CancelFlag> cancel = std::make_shared<CancelFlag>());
+  std::future<std::shared_ptr<SessionState>> load_session(
+      SavedSession saved, std::shared_ptr<CancelFlag> cancel = std::make_shared<CancelFlag>());
   // Forgets finished sequences, so that nothing is reused.
   std::future<void> clear_cache();
 

@@ -61,4 +61,8 @@ std::int64_t Pacer::prompt_budget(bool alone) const {
   return std::clamp(whole, std::min(kMinRows, max_rows_), max_rows_);
 }
 
+double Pacer::seconds_for(std::int64_t prompt_rows) const {
+  return seconds_per_decode_step_ + seconds_per_prompt_row_ * static_cast<double>(prompt_rows);
+}
+
 }  // namespace moesaic::engine

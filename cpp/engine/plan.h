@@ -32,6 +32,8 @@ class Pacer {
   // waits: all rows. Else as many as add about `target`, or as long as the decode rows themselves
   // take, whichever is more.
   std::int64_t prompt_budget(bool alone) const;
+  // What running so many rows of a prompt would take, in seconds; 0 before anything was measured.
+  double seconds_for(std::int64_t prompt_rows) const;
 
  private:
   static constexpr std::int64_t kMinRows = 32;  // fewer would waste a pass over the weights

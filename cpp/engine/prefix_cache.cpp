@@ -36,6 +36,8 @@ std::vector<model::SequenceId> PrefixCache::insert(model::SequenceId sequence,
   }
   if (n == 0 || max_entries_ == 0) return {sequence};
   std::vector<model::SequenceId> closed;
+  closed.reserve(entries_.size() + 1);  // so that memory at its end changes nothing
+  entries_.reserve(entries_.size() + 1);
   std::erase_if(entries_, [&](const Entry& entry) {
     const bool covered =
         common_prefix(entry.tokens, tokens) == static_cast<std::int64_t>(entry.tokens.size());

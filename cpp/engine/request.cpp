@@ -9,7 +9,15 @@ namespace moesaic::engine {
 std::vector<std::size_t> Channel::wait_for(std::chrono::milliseconds timeout) {
   std::unique_lock lock(mutex_);
   changed_.wait_for(lock, timeout, [this] { return !ready_.empty(); });
-  return std::exchange(ready_, {});
+  std::vector<std::size_t> ready = ready_;  // a copy: the room that was reserved stays
+  ready_.clear();
+  return ready;
+}
+
+void Channel::reserve(std::size_t n_requests) {
+  const std::scoped_lock lock(mutex_);
+  reserved_ += n_requests;
+  ready_.reserve(reserved_);
 }
 
 void Request::notify_locked() {
@@ -59,7 +67,7 @@ void Request::publish_row(std::vector<float> row) {
   notify_locked();
 }
 
-void Request::publish_end(Outcome outcome) {
+void Request::publish_end(Outcome outcome) noexcept {
   const std::scoped_lock lock(channel_->mutex_);
   outcome_ = std::move(outcome);
   pending_.finished = true;

@@ -20,14 +20,16 @@ namespace moesaic::engine {
 
 using Clock = std::chrono::steady_clock;
 
+class Request;
+
 // A sequence with a KV cache that a caller holds. Written by the engine's thread; `mutex` guards
-// what callers read.
+// what callers read, and is held for moments only: never while the Runner works.
 struct SessionState {
   mutable std::mutex mutex;
   std::vector<std::int32_t> tokens;  // cached rows' tokens
   bool closed = false;
-  bool busy = false;               // a request runs on it
-  model::SequenceId sequence = 0;  // engine's thread only; 0: given back
+  std::weak_ptr<const Request> writer;  // the request that runs on it
+  model::SequenceId sequence = 0;       // engine's thread only; 0: given back
 };
 
 struct GenerateSpec {
@@ -80,19 +82,20 @@ struct Outcome {
   Timings timings;
 };
 
-class Request;
-
 // What a caller waits on. Shared by the requests of one call; index = place in that call.
 class Channel {
  public:
   // Indices of requests with news, each once; empty when the time is up.
   std::vector<std::size_t> wait_for(std::chrono::milliseconds timeout);
+  // Room for the news of so many more requests, so that telling them needs no memory.
+  void reserve(std::size_t n_requests);
 
  private:
   friend class Request;
   std::mutex mutex_;
   std::condition_variable changed_;
   std::vector<std::size_t> ready_;
+  std::size_t reserved_ = 0;
 };
 
 class Request {
@@ -116,7 +119,7 @@ class Request {
   void publish_progress(std::int64_t rows_done, std::int64_t rows);
   void publish_token(model::Sampled token);
   void publish_row(std::vector<float> row);
-  void publish_end(Outcome outcome);
+  void publish_end(Outcome outcome) noexcept;
 
  private:
   void notify_locked();

@@ -1,6 +1,7 @@
 // From active requests to steps and back: choose rows, run them, hand out what they gave. A step
 // that fails with several members is run again one by one, so that only the guilty one gets the
-// error (start is authoritative: rows that were cached before are written again).
+// error (start is authoritative: rows that were cached before are written again). When the Runner
+// itself fails, nobody is guilty, and all members fail at once.
 #include <algorithm>
 #include <iterator>
 #include <utility>
@@ -47,7 +48,32 @@ std::exception_ptr with_tokens(std::exception_ptr error, const Active& active) {
   }
 }
 
+bool is_loss(const std::exception_ptr& error) {
+  try {
+    std::rethrow_exception(error);
+  } catch (const WorkerLost&) {
+    return true;
+  } catch (...) {
+    return false;
+  }
+}
+
 }  // namespace
+
+bool is_runner_fault(const std::exception_ptr& error) {
+  try {
+    std::rethrow_exception(error);
+  } catch (const WorkerLost&) {
+  } catch (const DeadlineError&) {
+  } catch (const IoError&) {
+  } catch (const NetError&) {
+  } catch (const ProtocolError&) {
+  } catch (const FormatError&) {  // of a weight file that has changed
+  } catch (...) {
+    return false;
+  }
+  return true;
+}
 
 bool Core::run_step() {
   std::vector<std::int64_t> rows;
@@ -88,7 +114,7 @@ std::vector<std::size_t> Core::choose_rows(std::vector<std::int64_t>& rows, bool
   const std::vector<std::string>* captures = nullptr;
   std::uint64_t oldest = 0;
   for (const Active& active : active_) {
-    if (active.spec().capture.empty() || active.awaiting_choice) continue;
+    if (!active.captures() || active.awaiting_choice || active.lacks_pages()) continue;
     if (captures == nullptr || active.last_step < oldest) {
       captures = &active.spec().capture;
       oldest = active.last_step;
@@ -97,10 +123,10 @@ std::vector<std::size_t> Core::choose_rows(std::vector<std::int64_t>& rows, bool
   std::vector<Candidate> candidates;
   candidates.reserve(active_.size());
   for (const Active& active : active_) {
-    const bool waits = active.awaiting_choice ||
-                       (!active.spec().capture.empty() && active.spec().capture != *captures);
+    const bool waits = active.awaiting_choice || active.lacks_pages() ||
+                       (active.captures() && active.spec().capture != *captures);
     candidates.push_back(
-        {waits ? 0 : active.size() - active.cached, active.cached >= active.prompt_end});
+        {waits ? 0 : active.rows_left(), active.cached >= active.prompt_end && !active.replays()});
   }
   const std::vector<std::int64_t> planned =
       plan_rows(candidates, facts_.max_step_rows, pacer_.prompt_budget(alone));
@@ -121,7 +147,8 @@ model::SequenceStep Core::sequence_step(const Active& active, std::int64_t n_row
   step.start = active.cached;
   const auto from = active.tokens.begin() + active.cached;
   step.tokens.assign(from, from + n_rows);
-  step.capture = !spec.capture.empty();
+  if (active.replays()) return step;
+  step.capture = active.captures();
   if (spec.logits == model::Logits::kAll || (spec.logits == model::Logits::kLast && to_the_end)) {
     step.logits = spec.logits;
   }
@@ -130,7 +157,8 @@ model::SequenceStep Core::sequence_step(const Active& active, std::int64_t n_row
     if (row >= 0 && row < n_rows)
       step.targets.push_back({static_cast<std::int32_t>(row), target.token});
   }
-  if (spec.generate && to_the_end && active.n_generated < spec.generate->max_tokens) {
+  if (spec.generate && to_the_end && active.n_generated < spec.generate->max_tokens &&
+      active.ending == Finish::kNone) {
     if (spec.generate->external) {
       step.logits = model::Logits::kLast;
     } else {
@@ -150,7 +178,7 @@ model::Step Core::make_step(std::span<const std::size_t> members,
   for (std::size_t k = 0; k < members.size(); ++k) {
     const Active& active = active_[members[k]];
     step.sequences.push_back(sequence_step(active, rows[k]));
-    if (!active.spec().capture.empty()) step.capture = active.spec().capture;
+    if (active.captures()) step.capture = active.spec().capture;
   }
   return step;
 }
@@ -177,7 +205,8 @@ model::StepResult Core::run(std::span<const std::size_t> members,
   model::Step step = make_step(members, rows);
   RunningScope running(*this, members);
   step.cancel = &running.flag;
-  if (members.size() == 1 && active_[members[0]].cached < active_[members[0]].prompt_end) {
+  if (members.size() == 1 && !active_[members[0]].replays() &&
+      active_[members[0]].cached < active_[members[0]].prompt_end) {
     step.progress = [&active = active_[members[0]],
                      done = std::int64_t{0}](std::int64_t n) mutable {
       done += n;
@@ -194,7 +223,9 @@ model::StepResult Core::run(std::span<const std::size_t> members,
   return result;
 }
 
-void Core::run_guarded(std::span<const std::size_t> members, std::span<const std::int64_t> rows) {
+std::exception_ptr Core::run_guarded(std::span<const std::size_t> members,
+                                     std::span<const std::int64_t> rows) {
+  std::exception_ptr error;
   try {
     model::StepResult result = run(members, rows);
     for (std::size_t k = 0; k < members.size(); ++k) {
@@ -205,17 +236,33 @@ void Core::run_guarded(std::span<const std::size_t> members, std::span<const std
         finish(active, Finish::kFailed, std::current_exception());
       }
     }
+    return nullptr;
   } catch (const CancelledError&) {
     cancel_members(members, std::current_exception());
-  } catch (const WorkerLost&) {  // nobody's fault: it would be the same one by one
-    fail_members(members, std::current_exception());
+    return nullptr;
   } catch (...) {
-    if (members.size() == 1) {
-      finish(active_[members[0]], Finish::kFailed, std::current_exception());
+    error = std::current_exception();
+  }
+  if (is_runner_fault(error)) {
+    fail_members(members, error);
+    return error;
+  }
+  if (members.size() == 1) {
+    finish(active_[members[0]], Finish::kFailed, error);
+  } else {
+    run_one_by_one(members, rows);
+  }
+  return nullptr;
+}
+
+// Whose fault it was shows when each runs by itself; a Runner that fails meanwhile fails the rest.
+void Core::run_one_by_one(std::span<const std::size_t> members,
+                          std::span<const std::int64_t> rows) {
+  for (std::size_t k = 0; k < members.size(); ++k) {
+    if (active_[members[k]].outcome.finish != Finish::kNone) continue;
+    if (const auto error = run_guarded(members.subspan(k, 1), rows.subspan(k, 1))) {
+      fail_members(members.subspan(k), error);
       return;
-    }
-    for (std::size_t k = 0; k < members.size(); ++k) {
-      run_guarded(members.subspan(k, 1), rows.subspan(k, 1));
     }
   }
 }
@@ -223,12 +270,12 @@ void Core::run_guarded(std::span<const std::size_t> members, std::span<const std
 void Core::cancel_members(std::span<const std::size_t> members, const std::exception_ptr& error) {
   for (const std::size_t i : members) {
     if (active_[i].outcome.finish != Finish::kNone) continue;
-    runner_->truncate(active_[i].sequence, active_[i].cached);
     finish(active_[i], Finish::kCancelled, error);
   }
 }
 
 void Core::fail_members(std::span<const std::size_t> members, const std::exception_ptr& error) {
+  if (is_loss(error)) lost_ = error;
   for (const std::size_t i : members) finish(active_[i], Finish::kFailed, error);
 }
 
@@ -236,7 +283,10 @@ void Core::apply(Active& active, std::int64_t n_rows, model::SequenceResult resu
   const RequestSpec& spec = active.spec();
   Outcome& outcome = active.outcome;
   const bool in_prompt = active.cached < active.prompt_end;
+  const bool replay = active.replays();
   active.cached += n_rows;
+  if (replay) return;  // it gave its results before
+  active.delivered = active.cached;
   append(outcome.captures, std::move(result.captures), spec.tokens.size());
   outcome.targets.insert(outcome.targets.end(), result.targets.begin(), result.targets.end());
   if (spec.logits == model::Logits::kAll) {
@@ -253,12 +303,15 @@ void Core::apply(Active& active, std::int64_t n_rows, model::SequenceResult resu
                                      active.prompt_end - active.start);
   }
   if (active.cached < active.size()) return;
-  if (!spec.generate) {
+  if (active.ending != Finish::kNone) {
+    finish(active, active.ending);
+  } else if (!spec.generate) {
     finish(active, Finish::kDone);
   } else if (active.n_generated >= spec.generate->max_tokens || active.size() >= limit_) {
     finish(active, Finish::kLength);
   } else if (spec.generate->external) {
     active.awaiting_choice = true;
+    active.asked = Clock::now();
     active.request->publish_row(std::move(result.logits));
   } else {
     if (!result.sampled) fail<InternalError>("[engine] a sampled token is missing");
@@ -266,11 +319,18 @@ void Core::apply(Active& active, std::int64_t n_rows, model::SequenceResult resu
   }
 }
 
+Active* Core::find(const Request& request) {
+  for (std::vector<Active>* list : {&active_, &preempted_}) {
+    for (Active& active : *list) {
+      if (active.request.get() == &request) return &active;
+    }
+  }
+  return nullptr;
+}
+
 void Core::choose(Request& request, std::vector<float> row) {
-  const auto found = std::find_if(active_.begin(), active_.end(), [&](const Active& active) {
-    return active.request.get() == &request;
-  });
-  if (found == active_.end() || !found->awaiting_choice) return;  // it has ended meanwhile
+  Active* const found = find(request);
+  if (found == nullptr || !found->awaiting_choice) return;  // it has ended meanwhile
   found->awaiting_choice = false;
   const model::SamplerSpec& sampler = found->spec().generate->sampler;
   try {
@@ -282,26 +342,59 @@ void Core::choose(Request& request, std::vector<float> row) {
   erase_finished();
 }
 
+void Core::end_at(Request& request, std::int64_t n_generated) {
+  Active* const found = find(request);
+  if (found == nullptr || !found->spec().generate) {  // it waits still, or has ended
+    request.mark_cancelled();
+    return;
+  }
+  const std::int64_t keep =
+      found->prompt_end + std::clamp<std::int64_t>(n_generated, 0, found->n_generated);
+  found->tokens.resize(static_cast<std::size_t>(keep));
+  found->n_generated = keep - found->prompt_end;
+  if (found->cached > keep) {
+    cut(found->sequence, keep);
+    found->cached = keep;
+  }
+  found->delivered = std::min(found->delivered, keep);
+  found->awaiting_choice = false;
+  conclude(*found, Finish::kDone);
+  erase_finished();
+}
+
 void Core::accept(Active& active, model::Sampled sampled) {
   const GenerateSpec& generate = *active.spec().generate;
   if (std::find(generate.stop_tokens.begin(), generate.stop_tokens.end(), sampled.token) !=
       generate.stop_tokens.end()) {
     active.outcome.stop_token = sampled.token;
-    finish(active, Finish::kStopToken);
+    conclude(active, Finish::kStopToken);
     return;
   }
   active.tokens.push_back(sampled.token);
   ++active.n_generated;
   active.request->publish_token(std::move(sampled));
   if (active.n_generated >= generate.max_tokens || active.size() >= limit_) {
-    finish(active, Finish::kLength);
+    conclude(active, Finish::kLength);
   }
 }
 
-void Core::finish(Active& active, Finish how, std::exception_ptr error) {
+// A session keeps all tokens of a generation, so the last one is run as well before it ends.
+void Core::conclude(Active& active, Finish how) {
+  if (active.spec().session && active.cached < active.size()) {
+    active.ending = how;
+  } else {
+    finish(active, how);
+  }
+}
+
+void Core::finish(Active& active, Finish how, std::exception_ptr error) noexcept {
   if (active.outcome.finish != Finish::kNone) return;
   active.outcome.finish = how;
-  active.outcome.error = with_tokens(std::move(error), active);
+  try {
+    active.outcome.error = with_tokens(error, active);
+  } catch (...) {  // no memory for the tokens
+    active.outcome.error = error;
+  }
   active.outcome.timings.finished = Clock::now();
   try {
     release_sequence(active, how);
@@ -311,41 +404,59 @@ void Core::finish(Active& active, Finish how, std::exception_ptr error) {
   {
     const std::scoped_lock lock(mutex_);
     --n_open_;
-    --stats_.active;
+    if (!active.preempted) --stats_.active;
   }
   active.request->publish_end(std::move(active.outcome));
   active.outcome = {};
   active.outcome.finish = how;
 }
 
+// Start is authoritative, so rows past n may be there or not; a Runner is asked only to drop.
+void Core::cut(model::SequenceId sequence, std::int64_t n_tokens) {
+  if (runner_->length(sequence) > n_tokens) runner_->truncate(sequence, n_tokens);
+}
+
 void Core::release_sequence(Active& active, Finish how) {
   const bool failed = how == Finish::kFailed || how == Finish::kCancelled;
   if (const auto& session = active.spec().session) {
-    const std::scoped_lock lock(session->mutex);
-    session->busy = false;
-    if (session->closed) {
+    bool closed = false;
+    {
+      const std::scoped_lock lock(session->mutex);
+      if (session->writer.lock() == active.request) session->writer.reset();
+      closed = session->closed;
+      if (!closed && !failed) session->tokens = std::move(active.tokens);
+    }
+    if (closed) {
       give_back(*session);
     } else if (failed) {
-      runner_->truncate(active.sequence, active.start);  // all or nothing
-    } else {
-      session->tokens = std::move(active.tokens);
+      cut(active.sequence, active.start);  // all or nothing
     }
     return;
   }
+  if (active.sequence == 0) return;
   if (!active.spec().reuse || how == Finish::kFailed) {
     runner_->close(active.sequence);
     return;
   }
+  cut(active.sequence, active.cached);
   active.tokens.resize(static_cast<std::size_t>(active.cached));
-  for (const model::SequenceId sequence :
-       cache_.insert(active.sequence, std::move(active.tokens))) {
-    runner_->close(sequence);
+  remember_prefix(active.sequence, std::move(active.tokens));
+}
+
+// Into the cache of finished sequences, or closed where that has no memory for it.
+void Core::remember_prefix(model::SequenceId sequence, std::vector<std::int32_t> tokens) {
+  std::vector<model::SequenceId> closed{sequence};
+  try {
+    closed = cache_.insert(sequence, std::move(tokens));
+  } catch (const std::bad_alloc&) {  // nothing has changed
   }
+  for (const model::SequenceId id : closed) runner_->close(id);
 }
 
 void Core::erase_finished() {
-  std::erase_if(active_,
-                [](const Active& active) { return active.outcome.finish != Finish::kNone; });
+  const auto ended = [](const Active& active) { return active.outcome.finish != Finish::kNone; };
+  std::erase_if(active_, ended);
+  std::erase_if(preempted_, ended);
 }
 
 }  // namespace moesaic::engine

@@ -268,10 +268,15 @@ class Batch:
         Submit them all, or none.
         """
     def __len__(self) -> int: ...
-    def cancel(self, index: typing.SupportsInt | typing.SupportsIndex) -> None: ...
     def choose(self, index: typing.SupportsInt | typing.SupportsIndex, row: typing.Any) -> None:
         """
         Answer a row of logits: the token is sampled from it.
+        """
+    def finish(
+        self, n_tokens: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]
+    ) -> None:
+        """
+        End them all, as stop() does, and wait until the engine has let go of them.
         """
     def outcome(self, index: typing.SupportsInt | typing.SupportsIndex) -> dict[str, typing.Any]:
         """
@@ -280,6 +285,14 @@ class Batch:
     def settle(self) -> None:
         """
         Cancel all and wait until the engine has let go of them.
+        """
+    def stop(
+        self,
+        index: typing.SupportsInt | typing.SupportsIndex,
+        n_tokens: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None:
+        """
+        End a generation; a session keeps its first n tokens.
         """
     def take(self, index: typing.SupportsInt | typing.SupportsIndex) -> dict[str, typing.Any]:
         """
@@ -554,6 +567,7 @@ def generation_spec(
     capture: collections.abc.Sequence[str] = [],
     reuse: bool = True,
     priority: typing.SupportsInt | typing.SupportsIndex = 0,
+    session: Session | None = None,
 ) -> RequestSpec:
     """
     A RequestSpec that generates.

@@ -185,8 +185,10 @@ class Item:
         index: int,
         decoder: StreamDecoder | None,
         echo_text: str,
+        before: Tokens | None = None,
     ) -> None:
         self.prompt = prompt
+        self._before = prompt if before is None else np.concatenate([before, prompt])
         self.seed = (options.seed + index) % 2**64
         self.tokens: list[int] = []
         self._pieces: list[str] = []
@@ -200,6 +202,11 @@ class Item:
         self._began = time.perf_counter()
         self._first: float | None = None
         self._last = self._began
+
+    @property
+    def context(self) -> Tokens:
+        """All tokens of the sequence so far, int32 (n,): a session's first."""
+        return np.concatenate([self._before, np.array(self.tokens, np.int32)])
 
     @property
     def text(self) -> str:
@@ -328,7 +335,17 @@ def drive(
     However it ends (a closed generator, an exception of the processor, Ctrl-C), the requests are
     cancelled and the engine has let go of them before this returns.
     """
-    batch = _core.Batch(engine, specs)
+    yield from follow(_core.Batch(engine, specs), items, processor, progress)
+
+
+def follow(
+    batch: _core.Batch, items: list[Item], processor: LogitsProcessor | None, progress: Progress
+) -> Iterator[tuple[int, Chunk]]:
+    """Do what :func:`drive` does with requests that were submitted already.
+
+    Those that belong to a session keep what was handed out when the generator is closed, and are
+    taken back when an exception ends it.
+    """
     left = len(items)
     done = [0] * len(items)
     totals = [len(item.prompt) for item in items]
@@ -346,12 +363,17 @@ def drive(
                     if chunk is not None:
                         yield i, chunk
                     if item.stopped and not was_stopped and not news["finished"]:
-                        batch.cancel(i)
+                        batch.stop(i, len(item.tokens))
                     elif news["row"] is not None:
                         batch.choose(i, _processed(processor, item, news["row"]))
                     if news["finished"]:
                         left -= 1
                         yield i, item.end(batch.outcome(i))
+    except GeneratorExit:
+        if left and any(item.tokens for item in items):
+            batch.finish([len(item.tokens) for item in items])
+            left = 0
+        raise
     finally:
         if left:
             batch.settle()
@@ -362,6 +384,5 @@ def _processed(
 ) -> npt.NDArray[np.floating[Any]]:
     if processor is None:
         return row
-    tokens = np.concatenate([item.prompt, np.array(item.tokens, np.int32)])
-    changed = processor(tokens, row)
+    changed = processor(item.context, row)
     return row if changed is None else changed

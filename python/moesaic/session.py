@@ -7,16 +7,18 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from moesaic import _core
+from moesaic import _core, session_text
 from moesaic.capture import Captures, resolve
 from moesaic.errors import ArgumentError, ClosedError
-from moesaic.inputs import Tokens, integer, token_ids
+from moesaic.generation import GenerateOptions
+from moesaic.inputs import Prompt, Tokens, integer
 from moesaic.progress import Reporter
+from moesaic.results import Chunk, Generation
 
 if TYPE_CHECKING:
     from moesaic.model_base import LoadedModel
@@ -28,8 +30,9 @@ LOGITS = ("last", "all", None)
 class Session:
     """A sequence with its own KV cache; made by :meth:`Model.session`.
 
-    Calls on one session from several threads run one after the other. Memory is freed by
-    ``close()``, at the end of a ``with`` block, or with the last reference.
+    Calls on one session from several threads run one after the other; while a :meth:`stream` of it
+    is open, other calls that would write are refused. Memory is freed by ``close()``, at the end of
+    a ``with`` block, or with the last reference.
 
     Examples
     --------
@@ -61,9 +64,22 @@ class Session:
         """Whether it (or its model) was closed."""
         return bool(self._core.closed)
 
+    # An empty tuple is a sequence of names as well: the overlap is meant.
+    @overload
+    def forward(  # type: ignore[overload-overlap]
+        self, tokens: Prompt, *, logits: Literal["last", "all"] = "last", capture: tuple[()] = ()
+    ) -> npt.NDArray[np.float32]: ...
+    @overload
+    def forward(  # type: ignore[overload-overlap]
+        self, tokens: Prompt, *, logits: None, capture: tuple[()] = ()
+    ) -> None: ...
+    @overload
+    def forward(
+        self, tokens: Prompt, *, logits: str | None = "last", capture: str | Sequence[str]
+    ) -> Captures: ...
     def forward(
         self,
-        tokens: Sequence[int] | npt.NDArray[np.integer[Any]],
+        tokens: Prompt,
         *,
         logits: str | None = "last",
         capture: str | Sequence[str] = (),
@@ -72,8 +88,9 @@ class Session:
 
         Parameters
         ----------
-        tokens : sequence of int or integer array (n,)
-            At least one; with those in the cache at most ``n_ctx``.
+        tokens : sequence of int, integer array (n,), or str
+            At least one; with those in the cache at most ``n_ctx``. Text is tokenised with control
+            tokens recognised; it gets a begin-of-text token in an empty session only.
         logits : {"last", "all", None}
             Which positions' logits to return.
         capture : str or sequence of str
@@ -109,6 +126,122 @@ class Session:
         (True, (2048,))
         """
         return forward_many(self._model, [(self, tokens)], logits, capture, "Session.forward")[0]
+
+    def feed(self, prompt: Prompt) -> Tokens:
+        """Run a prompt behind what is cached, for nothing but the cache.
+
+        Parameters
+        ----------
+        prompt : str or tokens
+            As for :meth:`forward`.
+
+        Returns
+        -------
+        int32 array (n,)
+            The tokens that were run, owned by the caller.
+
+        Raises
+        ------
+        ArgumentError, OutOfMemoryError, ClosedError
+            As for :meth:`forward`.
+
+        Examples
+        --------
+        >>> import moesaic
+        >>> with moesaic.Model.demo().session() as s:
+        ...     tokens = s.feed("In the beginning")
+        ...     len(tokens) == len(s)
+        True
+        """
+        with self._lock:
+            self._check("Session.feed")
+            ids = session_text.session_ids(self, prompt, "Session.feed")
+            forward_many(self._model, [(self, ids)], None, (), "Session.feed")
+        return ids
+
+    def generate(
+        self, prompt: Prompt | None = None, **options: Unpack[GenerateOptions]
+    ) -> Generation:
+        """Generate behind what is cached, and keep it.
+
+        Parameters
+        ----------
+        prompt : str, tokens or None
+            Run first, as :meth:`feed` does. None: go on behind the session's last token, which is
+            run once more for its logits.
+        **options
+            As for :meth:`Model.generate`; None for ``max_tokens`` is what is left of ``n_ctx``.
+
+        Returns
+        -------
+        Generation
+            Its ``prompt_tokens`` are those of this call.
+
+        Raises
+        ------
+        ArgumentError
+            A bad option or prompt, no room in ``n_ctx``, or a stream of this session is open.
+        OutOfMemoryError
+            The pool of KV pages is full of sessions that are held.
+        ClosedError
+            The session or its model was closed.
+
+        Notes
+        -----
+        Afterwards the session has the prompt and the generated tokens, up to a stop string the
+        token that completed it included, without an end-of-generation token. Penalties and a
+        ``logits_processor`` see the whole session. An error or Ctrl-C leaves the session as it was
+        before the call.
+
+        Examples
+        --------
+        >>> import moesaic
+        >>> m = moesaic.Model.demo()
+        >>> with m.session() as s:
+        ...     a = s.generate("In the", max_tokens=4, seed=1)
+        ...     b = s.generate(max_tokens=4, seed=1)
+        ...     whole = m.generate("In the", max_tokens=8, seed=1)
+        ...     a.text + b.text == whole.text, len(s) == len(a.prompt_tokens) + 8
+        (True, True)
+        """
+        return session_text.generate(self, prompt, options, "Session.generate")
+
+    def stream(
+        self, prompt: Prompt | None = None, **options: Unpack[GenerateOptions]
+    ) -> Iterator[Chunk]:
+        """Generate as :meth:`generate` does, yielding pieces of text as they come.
+
+        Parameters
+        ----------
+        prompt : str, tokens or None
+            As for :meth:`generate`.
+        **options
+            As for :meth:`generate`.
+
+        Yields
+        ------
+        Chunk
+            The last one has ``finish_reason``.
+
+        Raises
+        ------
+        ArgumentError
+            A bad option or prompt, at the call and not only in the loop.
+
+        Notes
+        -----
+        Leaving the loop ends the generation; the session keeps what was handed out. An error or
+        Ctrl-C while it waits leaves the session as it was before.
+
+        Examples
+        --------
+        >>> import moesaic
+        >>> with moesaic.Model.demo().session() as s:
+        ...     n = sum(len(c.tokens) for c in s.stream("In the", max_tokens=4, ignore_eos=True))
+        ...     n
+        4
+        """
+        return session_text.stream(self, prompt, options, "Session.stream")
 
     def truncate(self, n: int) -> None:
         """Keep the first n tokens and drop the rest.
@@ -300,7 +433,7 @@ def forward_many(
             specs.append(
                 _core.RequestSpec(
                     where=where,
-                    tokens=token_ids(tokens, model.config.vocab, where),
+                    tokens=session_text.session_ids(session, tokens, where),
                     logits=kind,
                     session=session._core,
                     capture=names,

@@ -308,7 +308,7 @@ TEST_P(EngineLimits, SessionsThatHoldThePoolMakeTheOthersFailInsteadOfWaitingFor
   run_one(fill);
   const Ended refused = run_one(generate(prompt(30), 10));
   EXPECT_EQ(refused.outcome.finish, Finish::kFailed);
-  expect_error<OutOfMemoryError>(refused.outcome, "sessions hold the rest");
+  expect_error<OutOfMemoryError>(refused.outcome, "1 session holds 250 tokens");
   engine_->close_session(session);
   EXPECT_EQ(run_one(generate(prompt(30), 10)).tokens.size(), 10U);
 }
@@ -531,6 +531,43 @@ TEST_P(EngineFails, ManyThreadsAtOnce) {
 }
 
 // --- a runner that feeds tokens back by itself
+
+// A Runner that fails as a whole is asked once, not once for each member of the step.
+TEST_P(EngineFails, ALateRunnerFailsAllMembersOfAStepAtOnce) {
+  FakeOptions fake;
+  fake.late_after_rows = 60;
+  make(fake);
+  std::vector<RequestSpec> specs;
+  for (int i = 0; i < 6; ++i) specs.push_back(generate(prompt(5, i), 40, i));
+  const auto ended = run(specs);
+  for (const Ended& one : ended) expect_error<DeadlineError>(one.outcome, "late");
+  std::size_t late_steps = 0;
+  std::int64_t rows = 0;
+  for (const StepRecord& step : log_->copy()) {
+    if (rows >= fake.late_after_rows) ++late_steps;
+    for (const auto& part : step.parts) rows += part.n_rows;
+  }
+  EXPECT_EQ(late_steps, 1U);
+}
+
+// A loss is told to all callers, also to those whose requests came while it was waited for.
+TEST_P(EngineFails, ALossIsToldToThoseThatWaitAsWell) {
+  FakeOptions fake;
+  fake.lost_after_rows = 20;
+  EngineOptions options;
+  options.max_active = 1;
+  make(fake, options);
+  std::vector<RequestSpec> specs;
+  for (int i = 0; i < 5; ++i) specs.push_back(generate(prompt(10, i), 40, i));
+  for (const Ended& one : run(specs)) expect_error<WorkerLost>(one.outcome, "lost");
+  std::size_t lost_steps = 0;
+  std::int64_t rows = 0;
+  for (const StepRecord& step : log_->copy()) {
+    if (rows >= fake.lost_after_rows) ++lost_steps;
+    for (const auto& part : step.parts) rows += part.n_rows;
+  }
+  EXPECT_EQ(lost_steps, 1U);
+}
 
 class EngineAhead : public EngineTest {};
 

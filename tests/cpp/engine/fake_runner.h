@@ -53,6 +53,7 @@ struct FakeOptions {
   std::int32_t nan_token = -1;     // a row with it has a NaN logit
   bool runs_ahead = false;
   std::int64_t lost_after_rows = -1;  // then every step throws WorkerLost
+  std::int64_t late_after_rows = -1;  // then every step throws DeadlineError
 };
 
 struct StepRecord {
@@ -213,6 +214,9 @@ class FakeRunner : public model::Runner {
     }
     if (options_.lost_after_rows >= 0 && log_->rows_run >= options_.lost_after_rows) {
       throw WorkerLost("a fake worker is lost", "10.0.0.7:9777", {2, 3}, {});
+    }
+    if (options_.late_after_rows >= 0 && log_->rows_run >= options_.late_after_rows) {
+      fail<DeadlineError>("a fake worker is late");
     }
     for (const model::SequenceStep& part : step.sequences) {
       for (const std::int32_t token : part.tokens) {

@@ -255,7 +255,7 @@ def test_sessions_that_fill_the_pool(tmp_path):
     with moesaic.Model.demo(progress=False, n_ctx=512, kv_tokens=512) as m:
         s = m.session()
         s.forward([3] * 500, logits=None)
-        with pytest.raises(moesaic.OutOfMemoryError, match="sessions hold the rest") as caught:
+        with pytest.raises(moesaic.OutOfMemoryError, match="1 session holds 500 tokens") as caught:
             m.generate([1, 2, 3], max_tokens=100)
         assert caught.value.needed > caught.value.free
         s.save(tmp_path / "s")
