@@ -321,6 +321,7 @@ py::array_t<float> dequantize_tensor(const GGUFFile& self, std::size_t index, st
     const std::shared_ptr<const gguf::File> alive = self.shared();
     const GilRelease free_gil;
     decode_blocks(traits, blocks, n_blocks, data, n_threads);
+    alive->check_intact();
   }
   return out;
 }
@@ -361,7 +362,11 @@ void register_file(py::module_& m) {
       .def("keys", &keys, "Metadata keys in file order.")
       .def(
           "value",
-          [](const GGUFFile& self, const py::str& key) { return to_python(find(self, key)); },
+          [](const GGUFFile& self, const py::str& key) {
+            py::object value = to_python(find(self, key));
+            self.file().check_intact();
+            return value;
+          },
           py::arg("key"), "A metadata value; KeyError when absent.")
       .def(
           "value_type",

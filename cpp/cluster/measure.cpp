@@ -72,6 +72,7 @@ class TensorFile final : public gguf::File {
     return {bytes_.data() + tensor.offset, tensor.n_bytes};
   }
   std::span<const std::span<const std::uint8_t>> headers() const override { return {}; }
+  void check_intact() const override {}  // in memory
 
  private:
   static std::vector<std::uint8_t> encoded_rows(quant::Qtype type) {

@@ -2,7 +2,6 @@
 #include "cluster/slice_file.h"
 
 #include <sys/file.h>
-#include <sys/mman.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -110,6 +109,9 @@ class SliceFile final : public gguf::File {
   std::span<const gguf::Value> metadata() const override { return directory_->metadata(); }
   std::span<const gguf::TensorInfo> tensors() const override { return directory_->tensors(); }
   std::span<const std::string> paths() const override { return directory_->paths(); }
+  void check_intact() const override {
+    if (bytes_.mapped) bytes_.mapped->check_intact();
+  }
   const gguf::Value* find(std::string_view key) const override { return directory_->find(key); }
   const gguf::TensorInfo* find_tensor(std::string_view name) const override {
     return directory_->find_tensor(name);
@@ -251,19 +253,12 @@ std::optional<SliceInfo> read_any_slice_info(FileOps& ops, int fd, const std::st
 }
 
 SliceBytes map_slice(Fd fd, const SliceLayout& layout, const std::string& path) {
-  const std::size_t n_bytes = layout.file_bytes;
-  void* data = mmap(nullptr, n_bytes, PROT_READ, MAP_SHARED, fd.get(), 0);
-  if (data == MAP_FAILED) {
-    const int error = errno;
-    throw FileError(strcat("[weights] ", path, ": cannot map: ", std::strerror(error)), error);
-  }
+  SliceBytes bytes;
+  bytes.mapped = std::make_shared<const MappedFile>(fd.get(), layout.file_bytes, path);
   // Where locks are not to be had, nothing is thrown out of the cache either (slice_cache.cpp).
   static_cast<void>(flock(fd.get(), LOCK_SH | LOCK_NB));
-  SliceBytes bytes;
-  const auto kept = std::make_shared<Fd>(std::move(fd));
-  bytes.owner = std::shared_ptr<const void>(
-      data, [n_bytes, kept](const void* p) { munmap(const_cast<void*>(p), n_bytes); });
-  bytes.bytes = {static_cast<const std::uint8_t*>(data), n_bytes};
+  bytes.owner = std::make_shared<Fd>(std::move(fd));  // with the lock
+  bytes.bytes = bytes.mapped->bytes();
   return bytes;
 }
 

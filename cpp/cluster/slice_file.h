@@ -17,6 +17,7 @@
 #include <string>
 #include <vector>
 
+#include "base/mapped_file.h"
 #include "cluster/file_ops.h"
 #include "cluster/weight_units.h"
 #include "gguf/file.h"
@@ -80,6 +81,7 @@ std::shared_ptr<const gguf::File> read_slice_headers(FileOps& ops, int fd, const
 
 // The bytes of a slice's file (file_bytes; the trailer may be left out) and what keeps them alive.
 struct SliceBytes {
+  std::shared_ptr<const MappedFile> mapped;  // null: in memory
   std::shared_ptr<const void> owner;
   std::span<const std::uint8_t> bytes;
 };

@@ -147,6 +147,7 @@ StageOutput Stage::run(const wire::Run& run, std::span<const std::uint8_t> paylo
        .sequences = rows,
        .cancel = cancel},
       {.logits_rows = logits_rows, .logits = &results, .hidden = output.hidden, .captures = taps});
+  held_->model.file->check_intact();
   kv_->commit(writes);
   output.results = results.finish().sequences;
   return output;

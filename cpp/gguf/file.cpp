@@ -89,6 +89,10 @@ class FileSet final : public File {
 
   std::span<const std::span<const std::uint8_t>> headers() const override { return headers_; }
 
+  void check_intact() const override {
+    for (const Part& part : parts_) part.mapping.check_intact();
+  }
+
  private:
   std::vector<Part> parts_;
   std::vector<std::string> paths_;
@@ -173,6 +177,7 @@ std::shared_ptr<const File> File::open(const std::string& path) {
     set->add_part(std::move(part), std::move(parsed), path);
   }
   set->index_tensors();
+  set->check_intact();
   return set;
 }
 

@@ -118,6 +118,10 @@ class File {
   // Of each part the bytes up to the end of its tensor directory, as from_headers takes them; views
   // that live as long as the File.
   virtual std::span<const std::span<const std::uint8_t>> headers() const = 0;
+  // Asked after bytes, strings or arrays were read and before anything made of them is given out:
+  // throws IoError when a part could not be read where it was (it was cut off, or the disk failed:
+  // zeros were read instead) or was written to since it was opened. A system call for each part.
+  virtual void check_intact() const = 0;
 };
 
 }  // namespace moesaic::gguf

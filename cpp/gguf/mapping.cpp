@@ -1,11 +1,10 @@
 // MAP_SHARED and read-only: the page cache is the only copy, shared by every process that has the
-// file open. Whoever shortens the file behind our back makes reads past its new end fail with
-// SIGBUS, as with every mmap reader: do not.
+// file open. Reads that the file no longer has, or the disk cannot give, are answered by
+// base/mapped_file.h.
 #include "gguf/mapping.h"
 
 #include <dirent.h>
 #include <fcntl.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -53,9 +52,9 @@ Mapping::Mapping(const std::string& path) {
   }
   if (!S_ISREG(info.st_mode)) {
     close(fd);
-    if (!S_ISDIR(info.st_mode)) fail<IoError>("[gguf] ", path, ": is no regular file");
+    if (!S_ISDIR(info.st_mode)) fail<IoError>("[gguf] ", path, ": is not a regular file");
     const std::string inside = gguf_in(path);
-    fail<IoError>("[gguf] ", path, ": is a folder, need a .gguf file",
+    fail<IoError>("[gguf] ", path, ": is a directory, need a .gguf file",
                   inside.empty() ? std::string() : strcat("; in it: ", inside));
   }
   const auto n_bytes = static_cast<std::size_t>(info.st_size);
@@ -63,22 +62,13 @@ Mapping::Mapping(const std::string& path) {
     close(fd);
     return;
   }
-  void* data = mmap(nullptr, n_bytes, PROT_READ, MAP_SHARED, fd, 0);
-  const int error = errno;
+  try {
+    file_ = MappedFile(fd, n_bytes, path);
+  } catch (...) {
+    close(fd);
+    throw;
+  }
   close(fd);
-  if (data == MAP_FAILED) refuse(path, "map", error);
-  bytes_ = {static_cast<const std::uint8_t*>(data), n_bytes};
-}
-
-Mapping::~Mapping() {
-  if (!bytes_.empty()) munmap(const_cast<std::uint8_t*>(bytes_.data()), bytes_.size());
-}
-
-Mapping::Mapping(Mapping&& other) noexcept : bytes_(std::exchange(other.bytes_, {})) {}
-
-Mapping& Mapping::operator=(Mapping&& other) noexcept {
-  std::swap(bytes_, other.bytes_);
-  return *this;
 }
 
 }  // namespace moesaic::gguf

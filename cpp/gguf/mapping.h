@@ -5,23 +5,20 @@
 #include <span>
 #include <string>
 
+#include "base/mapped_file.h"
+
 namespace moesaic::gguf {
 
 class Mapping {
  public:
   Mapping() = default;
-  // Throws IoError when the system refuses or the path is no regular file. The descriptor is closed
-  // again.
+  // Throws IoError when the system refuses or the path is not a regular file.
   explicit Mapping(const std::string& path);
-  ~Mapping();
-  Mapping(Mapping&& other) noexcept;
-  Mapping& operator=(Mapping&& other) noexcept;
-  Mapping(const Mapping&) = delete;
-  Mapping& operator=(const Mapping&) = delete;
-  std::span<const std::uint8_t> bytes() const { return bytes_; }
+  std::span<const std::uint8_t> bytes() const { return file_.bytes(); }
+  void check_intact() const { file_.check_intact(); }  // see File::check_intact
 
  private:
-  std::span<const std::uint8_t> bytes_;
+  MappedFile file_;
 };
 
 }  // namespace moesaic::gguf

@@ -128,6 +128,7 @@ StepResult LocalRunner::run(const Step& step) {
   StepResults results(step, model_.config.vocab, taps);
   forward_->run({.tokens = tokens_, .hidden = {}, .sequences = rows_, .cancel = step.cancel},
                 {.logits_rows = logits_rows_, .logits = &results, .hidden = {}, .captures = taps});
+  model_.file->check_intact();
   kv_->commit(writes_);
   return results.finish();
 }

@@ -65,6 +65,7 @@ class MergedFile final : public gguf::File {
   std::span<const std::span<const std::uint8_t>> headers() const override {
     return file_->headers();
   }
+  void check_intact() const override { file_->check_intact(); }
   const gguf::Value* find(std::string_view key) const override { return file_->find(key); }
 
   const gguf::TensorInfo* find_tensor(std::string_view name) const override {

@@ -113,6 +113,7 @@ ModelWeights load_weights(backend::Backend& backend, const ModelFile& model, con
         done += spec.mapped_bytes();
         if (options.progress) options.progress(done, total);
       });
+  model.file->check_intact();  // what was derived, and small weights that were copied
   return weights;
 }
 

@@ -174,6 +174,8 @@ NetThread::NetThread() : impl_(std::make_shared<Impl>()) {
   sigset_t all;
   sigset_t before;
   sigfillset(&all);
+  // Faults of its own are not: a blocked one ends the process (base/mapped_file.h answers SIGBUS).
+  for (const int fault : {SIGBUS, SIGSEGV, SIGFPE, SIGILL}) sigdelset(&all, fault);
   pthread_sigmask(SIG_SETMASK, &all, &before);
   impl_->thread = std::thread([impl = impl_.get()] {
     name_this_thread("moesaic-net");
