@@ -19,8 +19,8 @@ import numpy.typing as npt
 from moesaic import _core
 from moesaic._tables import html_table
 from moesaic.config import Config
-from moesaic.errors import FormatError
-from moesaic.inputs import Tokens, prompt_ids, token_ids
+from moesaic.errors import ArgumentError, FormatError
+from moesaic.inputs import Tokens, integer, prompt_ids, token_ids
 from moesaic.progress import Progress
 from moesaic.vocabulary import check_special_ids
 
@@ -256,6 +256,97 @@ class LoadedModel:
         """
         ids = token_ids(tokens, self._config.vocab, "Model.detokenize", allow_empty=True)
         return self.tokenizer.decode(ids)
+
+    def to_str_tokens(
+        self, text: str | Sequence[int] | npt.NDArray[np.integer[Any]], *, add_special: bool = True
+    ) -> list[str]:
+        """Return each token of a text, or of token ids, as text: labels for plots and tables.
+
+        Parameters
+        ----------
+        text : str, sequence of int or integer array (n,)
+            Text is tokenised with control tokens recognised, as a prompt is.
+        add_special : bool
+            Add begin- and end-of-text tokens where the model was trained so; of text only.
+
+        Returns
+        -------
+        list of str
+            One for each token, special ones included; bytes that are not UTF-8 by themselves come
+            as U+FFFD.
+
+        Raises
+        ------
+        ArgumentError
+            Not text and not token ids of the vocabulary.
+        FormatError
+            The file has no vocabulary, or one of an unknown kind.
+
+        Examples
+        --------
+        >>> import moesaic
+        >>> m = moesaic.Model.demo()
+        >>> m.to_str_tokens("And God said", add_special=False)
+        ['And', ' G', 'od', ' said']
+        """
+        if isinstance(text, str):
+            text = self.tokenizer.encode(text, add_special=add_special, parse_special=True)
+        ids = token_ids(text, self._config.vocab, "Model.to_str_tokens", allow_empty=True)
+        return [self._token_text(int(i)) for i in ids]
+
+    def top(self, logits: npt.NDArray[np.floating[Any]], k: int = 5) -> list[tuple[str, float]]:
+        """Return the most probable next tokens of a row of logits, best first.
+
+        Parameters
+        ----------
+        logits : float array (vocab,) or (n, vocab)
+            As :meth:`forward` or a session gives them; of several rows the last one counts.
+        k : int
+            How many.
+
+        Returns
+        -------
+        list of (str, float)
+            Text and probability of each; the lower id first among equals.
+
+        Raises
+        ------
+        ArgumentError
+            Of another shape, or not numbers; k out of range.
+        FormatError
+            The file has no vocabulary, or one of an unknown kind.
+
+        Examples
+        --------
+        >>> import moesaic
+        >>> m = moesaic.Model.demo()
+        >>> best, probability = m.top(m.forward("In the beginning God created the"), 1)[0]
+        >>> 0 < probability <= 1
+        True
+        """
+        where, vocab = "Model.top", self._config.vocab
+        k = integer(k, "k", where, 1, vocab)
+        row = np.asarray(logits)
+        if (
+            row.dtype.kind != "f"
+            or row.ndim not in (1, 2)
+            or row.size == 0
+            or row.shape[-1] != vocab
+        ):
+            raise ArgumentError(
+                f"[{where}] logits: got {row.dtype} {row.shape}, need floats ({vocab},) or "
+                f"(n, {vocab}), as forward() returns them"
+            )
+        row = row[-1].astype(np.float64) if row.ndim == 2 else row.astype(np.float64)
+        if np.isnan(row).any():
+            raise ArgumentError(f"[{where}] logits: got NaN among them, need numbers")
+        weights = np.exp(row - row.max())
+        best = np.argsort(-row, kind="stable")[:k]
+        total = weights.sum()
+        return [(self._token_text(int(i)), float(weights[i] / total)) for i in best]
+
+    def _token_text(self, token: int) -> str:
+        return self.tokenizer.decode([token], skip_special=False, continuation=True)
 
     # -- its life ----------------------------------------------------------------------------------
 

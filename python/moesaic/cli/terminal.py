@@ -154,7 +154,8 @@ def show_warning(
     line: str | None = None,
 ) -> None:
     """Print a warning as the command line's user needs it: without the place in our source."""
-    print(f"moesaic: warning: {one_line(message)}", file=file or sys.stderr)
+    said = one_line(in_flags(str(message)))
+    print(f"moesaic: warning: {said}", file=file or sys.stderr)
 
 
 def open_missing_streams() -> None:
