@@ -144,9 +144,10 @@ Core::Admission Core::try_admit(const std::shared_ptr<Request>& request) {
       }
     }
     if (room || make_room(n_pages)) {
+      std::vector<std::int32_t> tokens = spec.tokens;  // before a sequence could be lost
       const model::SequenceId sequence =
           reuse.n_tokens > 0 ? runner_->fork(reuse.sequence, reuse.n_tokens) : runner_->open();
-      activate(request, sequence, spec.tokens, reuse.n_tokens, row_limit);
+      activate(request, sequence, std::move(tokens), reuse.n_tokens, row_limit);
       return Admission::kDone;
     }
   }

@@ -27,8 +27,8 @@ bool Core::can_run_ahead(std::span<const std::size_t> members) const {
          });
 }
 
-// Returns how many tokens the longest-lived member got; decode_rows becomes the number of all.
-std::int64_t Core::run_ahead(std::span<const std::size_t> members, std::int64_t& decode_rows) {
+// Returns how many tokens the longest-lived member got.
+std::int64_t Core::run_ahead(std::span<const std::size_t> members) {
   const std::vector<std::int64_t> rows(members.size(), 1);
   model::Step step = make_step(members, rows);
   std::vector<model::Ahead> ahead;
@@ -82,13 +82,7 @@ std::int64_t Core::run_ahead(std::span<const std::size_t> members, std::int64_t&
   } else if (error) {
     run_one_by_one(members, rows);
   }
-  decode_rows = 0;
-  std::int64_t rounds = 0;
-  for (const std::int64_t n : sink.counts()) {
-    decode_rows += n;
-    rounds = std::max(rounds, n);
-  }
-  return rounds;
+  return *std::max_element(sink.counts().begin(), sink.counts().end());
 }
 
 }  // namespace moesaic::engine

@@ -180,7 +180,7 @@ class Core {
 
   // ahead.cpp: many tokens in one call of the runner
   bool can_run_ahead(std::span<const std::size_t> members) const;
-  std::int64_t run_ahead(std::span<const std::size_t> members, std::int64_t& decode_rows);
+  std::int64_t run_ahead(std::span<const std::size_t> members);
   bool has_commands() const;
 
   std::unique_ptr<model::Runner> runner_;

@@ -88,19 +88,17 @@ bool Core::run_step() {
     active.last_step = step_count_;
     (active.cached < active.prompt_end ? prompt_rows : decode_rows) += rows[k];
   }
+  {
+    const std::scoped_lock lock(mutex_);
+    ++stats_.steps;
+  }
   const auto begin = Clock::now();
   if (runner_->runs_ahead() && can_run_ahead(members)) {
-    const std::int64_t rounds = run_ahead(members, decode_rows);
+    const std::int64_t rounds = run_ahead(members);
     if (rounds > 0) pacer_.record(0, 1, (Clock::now() - begin) / rounds);
   } else {
     run_guarded(members, rows);
     pacer_.record(prompt_rows, decode_rows, Clock::now() - begin);
-  }
-  {
-    const std::scoped_lock lock(mutex_);
-    ++stats_.steps;
-    stats_.prompt_rows += static_cast<std::uint64_t>(prompt_rows);
-    stats_.decode_rows += static_cast<std::uint64_t>(decode_rows);
   }
   erase_finished();
   return true;
@@ -284,6 +282,11 @@ void Core::apply(Active& active, std::int64_t n_rows, model::SequenceResult resu
   Outcome& outcome = active.outcome;
   const bool in_prompt = active.cached < active.prompt_end;
   const bool replay = active.replays();
+  {  // before anybody hears of what the rows gave
+    const std::scoped_lock lock(mutex_);
+    (in_prompt || replay ? stats_.prompt_rows : stats_.decode_rows) +=
+        static_cast<std::uint64_t>(n_rows);
+  }
   active.cached += n_rows;
   if (replay) return;  // it gave its results before
   active.delivered = active.cached;
@@ -445,10 +448,11 @@ void Core::release_sequence(Active& active, Finish how) {
 
 // Into the cache of finished sequences, or closed where that has no memory for it.
 void Core::remember_prefix(model::SequenceId sequence, std::vector<std::int32_t> tokens) {
-  std::vector<model::SequenceId> closed{sequence};
+  std::vector<model::SequenceId> closed;
   try {
     closed = cache_.insert(sequence, std::move(tokens));
   } catch (const std::bad_alloc&) {  // nothing has changed
+    runner_->close(sequence);
   }
   for (const model::SequenceId id : closed) runner_->close(id);
 }

@@ -345,9 +345,8 @@ class Session:
             self._core.save(encoded_path(path, "Session.save"))
 
     def close(self) -> None:
-        """Free the cache. May be called again."""
-        with self._lock:
-            self._core.close()
+        """Free the cache, now or when the call that uses it has ended. May be called again."""
+        self._core.close()  # without the lock: it waits for no call
 
     def _check(self, where: str) -> None:
         self._model._engine.check_usable(where)

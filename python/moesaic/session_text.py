@@ -107,6 +107,8 @@ class Continuation:
         session, backup = self._session, self._backup
         self._backup = None
         session._core, old = backup, session._core
+        if old.closed:  # close() came meanwhile
+            backup.close()
         old.close()
 
     def _settle(self, kept: int, *, failed: bool) -> None:
