@@ -12,6 +12,9 @@ starts at once.
 
 from __future__ import annotations
 
+from moesaic import _starting as _starting  # first: Ctrl-C during the other imports is its matter
+
+# isort: split
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

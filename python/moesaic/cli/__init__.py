@@ -89,8 +89,12 @@ def main() -> None:
         starting.end()
         app(prog_name="moesaic")
     except KeyboardInterrupt:  # outside a command, which says it itself
-        print("moesaic: interrupted", file=sys.stderr)
+        terminal.say_interrupted()
         sys.exit(terminal.INTERRUPTED)
+    except SystemExit as leave:
+        if leave.code == terminal.INTERRUPTED:  # Typer ends so without a word
+            terminal.say_interrupted()
+        raise
     except OSError as error:  # help that cannot be written
         print(f"moesaic: {terminal.one_line(error)}", file=sys.stderr)
         terminal.drop_output()

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 #: Most tokens of an answer in a conversation.
 ANSWER_TOKENS = 1024
 
-_KEY_VARIABLE = "MOESAIC_KEY"
-
 
 def complete_model(incomplete: str) -> list[str]:
     """Return what a shell offers for a model: folders and GGUF files here, and demo."""
@@ -111,12 +109,15 @@ class Place:
 def cluster_key(file: Path | None) -> Path | bytes | None:
     """Return the key for a cluster: the file given, or the text in the environment.
 
-    The variable is taken out of the environment, so that no process started from here has it.
+    The variable is taken out of the environment in any case, so that no process started from here
+    has it.
     """
-    text = os.environ.pop(_KEY_VARIABLE, None)
-    if file is not None or not text:
-        return file
-    return os.fsencode(text)
+    from moesaic import _core
+    from moesaic.key_source import KEY_VARIABLE
+
+    text = _core.take_environment(KEY_VARIABLE)
+    os.environ.pop(KEY_VARIABLE, None)
+    return file if file is not None else text or None
 
 
 @contextmanager

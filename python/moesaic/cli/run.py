@@ -66,6 +66,10 @@ def run(
         model, n_ctx=n_ctx, threads=threads, deterministic=deterministic, place=place
     ) as m:
         if text is None:
+            if as_json:
+                raise ArgumentError(
+                    "[run] --json: got no prompt, need one; a conversation has none"
+                )
             from moesaic.cli.chat import talk
 
             if max_tokens == _MAX_TOKENS:  # not said: an answer may be longer than a text

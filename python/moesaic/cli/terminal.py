@@ -38,6 +38,7 @@ __all__ = [
     "plain",
     "print_json",
     "say_flags",
+    "say_interrupted",
     "table",
 ]
 
@@ -89,6 +90,7 @@ class _Running:
     """The command that runs, and its flags by their Python names."""
 
     name: str = ""
+    interrupted: bool = False
     flags: dict[str, str] = field(default_factory=dict)
 
 
@@ -106,6 +108,7 @@ def say_flags(name: str, params: Iterable[Any]) -> None:
         Arguments are among them; they have no flags.
     """
     _running.name = name
+    _running.interrupted = False
     _running.flags = {
         str(param.name): max(param.opts, key=len)
         for param in params
@@ -131,9 +134,16 @@ def in_flags(text: str) -> str:
     return text
 
 
+def say_interrupted() -> None:
+    """Say that Ctrl-C has ended this command; once."""
+    if not _running.interrupted:
+        _running.interrupted = True
+        print("moesaic: interrupted", file=sys.stderr)
+
+
 def interrupted() -> None:
     """Leave after Ctrl-C."""
-    print("moesaic: interrupted", file=sys.stderr)
+    say_interrupted()
     raise typer.Exit(INTERRUPTED) from None
 
 
