@@ -216,6 +216,7 @@ void MappedFile::check_read(std::size_t offset, std::size_t n_bytes) const {
 
 void MappedFile::check_intact() const {
   if (slot_ < 0) return;
+  install_handler();
   check_read(0, bytes_.size());
   const State now = state();
   if (now == mapped_) return;

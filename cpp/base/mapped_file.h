@@ -29,7 +29,9 @@ class MappedFile {
   void check_read(std::size_t offset, std::size_t n_bytes) const;
   // The same for all of it; and IoError when the file has been written to or cut off since it was
   // mapped (its size or its time of modification are others). A file that was replaced under its
-  // name is another file: the mapping goes on showing the old one. Costs a system call.
+  // name is another file: the mapping goes on showing the old one. Also takes SIGBUS back from
+  // handlers that were installed meanwhile (faulthandler.enable()), so ask before and after a long
+  // computation. Costs two system calls.
   void check_intact() const;
 
  private:

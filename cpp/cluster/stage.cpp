@@ -109,6 +109,7 @@ StageOutput Stage::run(const wire::Run& run, std::span<const std::uint8_t> paylo
                        const CancelFlag* cancel) {
   std::vector<model::SamplerSpec> samplers;
   const model::Step step = to_step(run, payload, samplers);
+  held_->model.file->check_intact();
   const model::Config& config = held_->model.config;
   const bool head = held_->key.slice.head;
 

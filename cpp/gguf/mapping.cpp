@@ -54,7 +54,7 @@ Mapping::Mapping(const std::string& path) {
     close(fd);
     if (!S_ISDIR(info.st_mode)) fail<IoError>("[gguf] ", path, ": is not a regular file");
     const std::string inside = gguf_in(path);
-    fail<IoError>("[gguf] ", path, ": is a directory, need a .gguf file",
+    fail<IoError>("[gguf] ", path, ": is a folder, need a .gguf file",
                   inside.empty() ? std::string() : strcat("; in it: ", inside));
   }
   const auto n_bytes = static_cast<std::size_t>(info.st_size);

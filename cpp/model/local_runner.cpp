@@ -101,6 +101,7 @@ std::vector<std::string> LocalRunner::capture_names() const {
 
 StepResult LocalRunner::run(const Step& step) {
   check_step(step, limits_of(*this));
+  model_.file->check_intact();
   writes_.clear();
   for (const SequenceStep& sequence : step.sequences) {
     writes_.push_back(

@@ -140,7 +140,7 @@ def test_not_a_file(tmp_path: Path) -> None:
     with pytest.raises(moesaic.MoesaicError):
         moesaic.GGUF("a\0b")
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(moesaic.IoError, match="no regular file"):
+    with pytest.raises(moesaic.IoError, match="not a regular file"):
         moesaic.GGUF(tmp_path / "pipe")
     with pytest.raises(moesaic.ArgumentError, match="got int"):
         moesaic.GGUF(7)  # type: ignore[arg-type]
