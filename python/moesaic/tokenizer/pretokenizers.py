@@ -75,11 +75,14 @@ class PreTokenizer:
         A word that is a token itself is taken whole, whatever the merges say.
     add_bos
         Whether BOS is added when the file does not say.
+    nfc
+        Text is composed (Unicode's form C) before anything else, as the model's own tokenizer does.
     """
 
     patterns: tuple[str, ...]
     ignore_merges: bool = False
     add_bos: bool = False
+    nfc: bool = False
 
 
 _GPT2_DIGITS = (r"\p{N}", GPT2)
@@ -97,19 +100,22 @@ _ROWS: tuple[tuple[str, PreTokenizer], ...] = (
     ("dbrx smaug-bpe chatglm-bpe", PreTokenizer((LLAMA3,))),
     ("glm4 glm5", PreTokenizer((LLAMA3,), ignore_merges=True)),
     (
-        "qwen2 deepseek-r1-qwen kormo f2llmv2 megrez stablelm2 hunyuan solar-open grok-2",
+        "deepseek-r1-qwen kormo f2llmv2 megrez stablelm2 hunyuan solar-open grok-2",
         PreTokenizer((QWEN2,)),
     ),
-    ("qwen35", PreTokenizer((QWEN35,))),
+    ("qwen2", PreTokenizer((QWEN2,), nfc=True)),
+    ("qwen35", PreTokenizer((QWEN35,), nfc=True)),
     (
         "gpt-2 phi-2 jina-es jina-de jina-v1-en jina-v2-es jina-v2-de jina-v2-code roberta-bpe"
-        " gigachat a.x-4.0 mellum modern-bert mpt olmo jais trillion granite-docling exaone4",
+        " gigachat a.x-4.0 mellum jais trillion granite-docling exaone4",
         PreTokenizer((GPT2,)),
     ),
+    ("modern-bert mpt olmo", PreTokenizer((GPT2,), nfc=True)),  # GPT-NeoX's own tokenizer
     (
-        "smollm starcoder refact command-r codeshell exaone minerva-7b mellum2",
+        "smollm starcoder refact codeshell exaone minerva-7b mellum2",
         PreTokenizer(_GPT2_DIGITS),
     ),
+    ("command-r", PreTokenizer(_GPT2_DIGITS, nfc=True)),
     (
         "deepseek-llm",
         PreTokenizer(

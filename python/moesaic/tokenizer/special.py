@@ -53,21 +53,50 @@ class SpecialSplitter:
         self._right_strip_ids = right_strip_ids
         self._pattern = re.compile(_alternatives(sorted(self._ids), 0)) if self._ids else None
 
-    def split(self, text: str) -> Iterator[str | int]:
-        """Yield the parts in order: plain text (never empty) as ``str``, special tokens as ids."""
+    def starts(self, text: str) -> list[int]:
+        """Indices at which a special token is spelled, those inside another one included."""
+        if self._pattern is None:
+            return []
+        starts: list[int] = []
+        match = self._pattern.search(text)
+        while match is not None:
+            starts.append(match.start())
+            match = self._pattern.search(text, match.start() + 1)
+        return starts
+
+    def split(
+        self,
+        text: str,
+        literal: frozenset[int] = frozenset(),
+        others: SpecialSplitter | None = None,
+    ) -> Iterator[str | int]:
+        """Yield the parts in order: plain text (never empty) as ``str``, special tokens as ids.
+
+        At indices in ``literal`` only the tokens of ``others`` count.
+        """
         if self._pattern is None:
             if text:
                 yield text
             return
-        begin = 0
-        for match in self._pattern.finditer(text):
+        begin = at = 0
+        while (match := self._pattern.search(text, at)) is not None:
+            ids = self._ids
+            if match.start() in literal:
+                at = match.start() + 1
+                if others is None or others._pattern is None:
+                    continue
+                match = others._pattern.match(text, at - 1)
+                if match is None:
+                    continue
+                ids = others._ids
             if match.start() > begin:
                 yield text[begin : match.start()]
-            token = self._ids[match.group()]
+            token = ids[match.group()]
             yield token
             begin = match.end()
             if token in self._right_strip_ids:
                 spaces = _SPACES.match(text, begin)
                 begin = spaces.end() if spaces else begin
+            at = begin
         if begin < len(text):
             yield text[begin:]

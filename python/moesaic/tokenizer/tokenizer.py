@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -88,7 +89,7 @@ class Tokenizer:
         self._vocabulary = Vocabulary(metadata)
         self._lock = threading.Lock()
         self._engine: BpeEngine | SpmEngine | None = None
-        self._splitters: dict[bool, SpecialSplitter] = {}
+        self._splitters: dict[str, SpecialSplitter] = {}
 
     def __repr__(self) -> str:
         v = self._vocabulary
@@ -140,6 +141,11 @@ class Tokenizer:
     def add_eos(self) -> bool:
         """Whether ``add_special`` puts EOS behind."""
         return self._vocabulary.add_eos
+
+    @property
+    def suppress_ids(self) -> frozenset[int]:
+        """Tokens that a model must never write (``tokenizer.ggml.suppress_tokens``)."""
+        return self._vocabulary.suppress_ids
 
     def token_to_id(self, token: str) -> int | None:
         """Id of a token by its text as stored.
@@ -322,6 +328,77 @@ class Tokenizer:
         >>> len(tokenizer.encode("In the<|end|>", parse_special=True))
         4
         """
+        v = self._vocabulary
+        ids = self._text_ids(text, parse_special, frozenset())
+        if add_special and v.add_bos and v.bos_id is not None:
+            ids = [v.bos_id, *ids]
+        if add_special and v.add_eos and v.eos_id is not None:
+            ids.append(v.eos_id)
+        return np.array(ids, dtype=np.int32)
+
+    def encode_prompt(self, text: str) -> npt.NDArray[np.int32]:
+        """Turn a text that a model is to continue into token ids.
+
+        Control tokens written in it are recognised (but for those that messages spell in a text
+        of ``render_chat``). BOS is put in front where the model was trained so, and never twice: a
+        text that begins with it gets no second one. EOS is never put behind.
+
+        Parameters
+        ----------
+        text : str
+            Any text without lone surrogates.
+
+        Returns
+        -------
+        int32 array (n,)
+            Owned by the caller.
+
+        Raises
+        ------
+        ArgumentError
+            ``text`` is not a string or holds lone surrogates.
+
+        Examples
+        --------
+        >>> import moesaic
+        >>> tokenizer = moesaic.Model.demo().tokenizer
+        >>> twice = tokenizer.encode_prompt("<|begin|>In the")
+        >>> twice.tolist() == tokenizer.encode_prompt("In the").tolist()
+        True
+        """
+        v = self._vocabulary
+        ids = self._text_ids(text, True, getattr(text, "literal", frozenset()))
+        if v.add_bos and v.bos_id is not None and ids[:1] != [v.bos_id]:
+            ids = [v.bos_id, *ids]
+        return np.array(ids, dtype=np.int32)
+
+    def find_control(self, text: str) -> list[int]:
+        """Return the places where a text spells control tokens.
+
+        Parameters
+        ----------
+        text : str
+            Any text.
+
+        Returns
+        -------
+        list of int
+            Indices of their first characters, in order.
+
+        Raises
+        ------
+        FormatError
+            The vocabulary is broken.
+
+        Examples
+        --------
+        >>> import moesaic
+        >>> moesaic.Model.demo().tokenizer.find_control("What is <|end|>?")
+        [8]
+        """
+        return self._ready("control")[1].starts(text)
+
+    def _text_ids(self, text: str, parse_special: bool, literal: frozenset[int]) -> list[int]:
         if not isinstance(text, str):
             raise ArgumentError(
                 f"[Tokenizer.encode] text: got {type(text).__name__}, need a string"
@@ -334,35 +411,31 @@ class Tokenizer:
                 " that can be written as UTF-8; decode bytes with errors='replace'"
             ) from None
         v = self._vocabulary
-        engine, splitter = self._ready(parse_special)
-        ids: list[int] = [v.bos_id] if add_special and v.add_bos and v.bos_id is not None else []
+        engine, splitter = self._ready("all" if parse_special else "user")
+        others = self._ready("user")[1] if literal else None
+        ids: list[int] = []
         after_special = True
-        for part in splitter.split(text):
+        for part in splitter.split(text, literal, others):
             if isinstance(part, int):
                 ids.append(part)
             else:
+                plain = unicodedata.normalize("NFC", part) if v.pre_tokenizer.nfc else part
                 # SentencePiece was trained on texts that begin with a blank.
-                ids += engine.encode(" " + part if v.add_space_prefix and after_special else part)
+                ids += engine.encode(" " + plain if v.add_space_prefix and after_special else plain)
             after_special = isinstance(part, int)
-        if add_special and v.add_eos and v.eos_id is not None:
-            ids.append(v.eos_id)
-        return np.array(ids, dtype=np.int32)
+        return ids
 
-    def _ready(self, parse_special: bool) -> tuple[BpeEngine | SpmEngine, SpecialSplitter]:
-        """Build what encoding needs, once."""
+    def _ready(self, kind: str) -> tuple[BpeEngine | SpmEngine, SpecialSplitter]:
+        """Build what encoding needs, once; ``kind`` of special tokens: all, control or user."""
         v = self._vocabulary
         with self._lock:
             if self._engine is None:
                 self._engine = SpmEngine(v) if v.model == "llama" else BpeEngine(v)
-            parse_special = bool(parse_special)
-            if parse_special not in self._splitters:
-                ids = (
-                    {**v.special_texts, **v.user_defined_texts}
-                    if parse_special
-                    else v.user_defined_texts
-                )
-                self._splitters[parse_special] = SpecialSplitter(ids, v.right_strip_ids)
-            return self._engine, self._splitters[parse_special]
+            if kind not in self._splitters:
+                ids = {} if kind == "user" else v.special_texts
+                ids = ids if kind == "control" else {**ids, **v.user_defined_texts}
+                self._splitters[kind] = SpecialSplitter(ids, v.right_strip_ids)
+            return self._engine, self._splitters[kind]
 
     # -- ids to text -----------------------------------------------------------------------------
 
@@ -375,7 +448,8 @@ class Tokenizer:
     ) -> str:
         """Turn token ids into text.
 
-        ``decode(encode(text)) == text`` for byte-level vocabularies, whatever the text.
+        ``decode(encode(text)) == text`` for byte-level vocabularies, whatever the text; those whose
+        models were trained on composed text (NFC), such as Qwen's, give it composed.
 
         Parameters
         ----------

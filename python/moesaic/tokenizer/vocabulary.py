@@ -76,10 +76,38 @@ _EOT_TEXTS = [
     "<｜end▁of▁sentence｜>",
     "<end_of_utterance>",
 ]
+# Marks of fill-in-the-middle: control tokens, whatever type a converter gave them.
+_FIM_TEXTS = [
+    *("<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>"),
+    *("<|code_prefix|>", "<|prefix|>"),
+    *("<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<｜fim▁hole｜>", "<SUF>", "▁<SUF>"),
+    *("<|code_suffix|>", "<|suffix|>"),
+    *("<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<｜fim▁end｜>", "<MID>", "▁<MID>"),
+    *("<|code_middle|>", "<|middle|>"),
+    *("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
+    *("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>", "<|file_sep|>"),
+]
+_FIM_KEYS = ("fim_pre", "fim_suf", "fim_mid", "fim_pad", "fim_rep", "fim_sep")
+_OLD_FIM_KEYS = ("prefix", "suffix", "middle")
 # Harmony (gpt-oss) writes a message's structure in control tokens that belong to the text people
 # see.
 _VISIBLE_TEXTS = frozenset(["<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"])
 _EOG_KEYS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
+
+
+def suppressed_ids(metadata: Mapping[str, Any], size: int) -> frozenset[int]:
+    """Ids below ``size`` that ``tokenizer.ggml.suppress_tokens`` lists."""
+    listed = metadata.get("tokenizer.ggml.suppress_tokens")
+    try:
+        values = np.asarray([] if listed is None else listed)
+    except (ValueError, TypeError):
+        values = np.empty(0, dtype=object)
+    if values.size and (values.ndim != 1 or values.dtype.kind not in "iu"):
+        raise FormatError(
+            f"{WHERE} tokenizer.ggml.suppress_tokens: got {values.dtype} {values.shape}, need "
+            "integers (n,)"
+        )
+    return frozenset(i for i in values.tolist() if 0 <= i < size)
 
 
 class TokenType(IntEnum):
@@ -319,6 +347,19 @@ class Vocabulary:
         return frozenset(texts.values())
 
     @cached_property
+    def _fim_ids(self) -> frozenset[int]:
+        """Tokens of fill-in-the-middle, by key or by known texts, ordinary words left out."""
+        named = {self._id(name) for name in (*_FIM_KEYS, *_OLD_FIM_KEYS)} - {None}
+        texts = {self.ids[t] for t in _FIM_TEXTS if t in self.ids}
+        marked = {i for i in texts if int(self.types[i]) != TokenType.NORMAL}
+        return frozenset(marked | {i for i in named if i is not None})
+
+    @cached_property
+    def suppress_ids(self) -> frozenset[int]:
+        """Tokens that must never be sampled; ids that do not exist are left out."""
+        return suppressed_ids(self._metadata, self.size)
+
+    @cached_property
     def hidden_ids(self) -> frozenset[int]:
         """Tokens that are no text for a reader: control, unknown and unused ones."""
         kinds = (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.UNUSED)
@@ -326,19 +367,21 @@ class Vocabulary:
         shown = {self.ids[t] for t in _VISIBLE_TEXTS if t in self.ids}
         if shown and "<|end|>" in self.ids:
             shown.add(self.ids["<|end|>"])
-        return frozenset((marked | set(self.eog_ids)) - shown)
+        return frozenset((marked | self.eog_ids | self._fim_ids) - shown)
 
     @cached_property
     def special_texts(self) -> dict[str, int]:
         """Control and unknown tokens, and all that end a text: recognised only when asked for."""
         kinds = (TokenType.CONTROL, TokenType.UNKNOWN)
-        marked = set(np.flatnonzero(np.isin(self.types, kinds)).tolist()) | self.eog_ids
+        marked = set(np.flatnonzero(np.isin(self.types, kinds)).tolist())
+        marked |= self.eog_ids | self._fim_ids
         return {self.tokens[i]: i for i in sorted(marked) if self.tokens[i]}
 
     @cached_property
     def user_defined_texts(self) -> dict[str, int]:
         """Tokens that are cut out of every text before anything else."""
-        marked = set(np.flatnonzero(self.types == TokenType.USER_DEFINED).tolist()) - self.eog_ids
+        marked = set(np.flatnonzero(self.types == TokenType.USER_DEFINED).tolist())
+        marked -= self.eog_ids | self._fim_ids
         return {self.tokens[i]: i for i in sorted(marked) if self.tokens[i]}
 
     @cached_property

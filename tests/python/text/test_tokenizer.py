@@ -4,6 +4,7 @@ refusals."""
 from __future__ import annotations
 
 import json
+import unicodedata
 import warnings
 from collections.abc import Sequence
 from itertools import pairwise
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from text_goldens import VOCABULARIES, expand, load
 
 from moesaic.errors import ArgumentError, FormatError
+from moesaic.rendered import RenderedChat
 from moesaic.tokenizer import Tokenizer
 from moesaic.tokenizer.bpe import BYTE_OF_CHAR
 from moesaic.tokenizer.special import SpecialSplitter
@@ -104,8 +106,9 @@ def test_any_text_comes_back(name: str, text: str) -> None:
     text = "".join(c for c in text if lacking.isdisjoint(c.encode()))
     ids = tokenizer.encode(text)
     assert ids.dtype == np.int32 and ids.ndim == 1
-    assert tokenizer.decode(ids) == text
-    assert tokenizer.decode(ids.tolist()) == text
+    composed = tokenizer._vocabulary.pre_tokenizer.nfc
+    text = unicodedata.normalize("NFC", text) if composed else text
+    assert tokenizer.decode(ids) == tokenizer.decode(ids.tolist()) == text
 
 
 _cache: dict[str, Tokenizer] = {}
@@ -397,3 +400,77 @@ def test_nothing_is_built_before_it_is_needed() -> None:
     metadata["tokenizer.ggml.merges"] = Untouchable(["a b"] * 163328)
     metadata["tokenizer.ggml.token_type"] = np.ones(163840, np.int32)
     assert Tokenizer.from_metadata(metadata).vocab_size == 163840
+
+
+# -- composed text, fill-in-the-middle, suppressed tokens, prompts --------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pre", "composes"),
+    [
+        ("qwen2", True),
+        ("qwen35", True),
+        ("command-r", True),
+        ("llama-bpe", False),
+        ("gpt-2", False),
+    ],
+)
+def test_text_is_composed_where_the_models_tokenizer_does(pre: str, composes: bool) -> None:
+    tokenizer = Tokenizer.from_metadata({**byte_level(), "tokenizer.ggml.pre": pre})
+    for text in ("\u1112\u1161\u11ab\u1100\u1173\u11af", "e\u0301a\u0308", "A\u030angstro\u0308m"):
+        composed = unicodedata.normalize("NFC", text)
+        assert text != composed
+        same = tokenizer.encode(text).tolist() == tokenizer.encode(composed).tolist()
+        assert same is composes
+        assert tokenizer.decode(tokenizer.encode(text)) == (composed if composes else text)
+
+
+@pytest.mark.parametrize(
+    "text", ["<｜fim▁begin｜>", "<|fim_middle|>", "<fim_suffix>", "<|file_sep|>"]
+)
+def test_marks_of_the_middle_are_control_tokens(text: str) -> None:
+    tokenizer = Tokenizer.from_metadata(
+        byte_level([(text, USER_DEFINED), ("<tool>", USER_DEFINED)], add_bos_token=False)
+    )
+    plain = tokenizer.encode(text).tolist()
+    assert 256 not in plain and tokenizer.decode(plain) == text
+    assert tokenizer.encode(text, parse_special=True).tolist() == [256]
+    assert tokenizer.encode("<tool>").tolist() == [257]  # others of that type are always cut out
+    assert tokenizer.is_special(256) and tokenizer.decode([256]) == ""
+
+
+def test_marks_of_the_middle_by_key() -> None:
+    extra = [("<before>", USER_DEFINED), ("<after>", NORMAL)]
+    keys = {"fim_pre_token_id": 256, "suffix_token_id": 257, "add_bos_token": False}
+    tokenizer = Tokenizer.from_metadata(byte_level(extra, **keys))
+    assert not {256, 257} & set(tokenizer.encode("<before><after>").tolist())
+    assert tokenizer.encode("<before><after>", parse_special=True).tolist() == [256, 257]
+
+
+def test_suppressed_tokens() -> None:
+    keys = {"suppress_tokens": np.array([3, 5, -1, 99999], np.int32)}
+    assert Tokenizer.from_metadata(byte_level(**keys)).suppress_ids == {3, 5}
+    assert Tokenizer.from_metadata(byte_level()).suppress_ids == frozenset()
+    with pytest.raises(FormatError, match="suppress_tokens"):
+        _ = Tokenizer.from_metadata(byte_level(suppress_tokens=["x"])).suppress_ids
+
+
+def test_a_prompt_begins_once_and_does_not_end() -> None:
+    extra = [("<s>", CONTROL), ("</s>", CONTROL)]
+    keys = {"bos_token_id": 256, "eos_token_id": 257, "add_bos_token": True, "add_eos_token": True}
+    tokenizer = Tokenizer.from_metadata(byte_level(extra, **keys))
+    assert tokenizer.encode("a").tolist() == [256, 97, 257]
+    assert tokenizer.encode_prompt("a").tolist() == [256, 97]
+    assert tokenizer.encode_prompt("<s>a").tolist() == [256, 97]
+    assert tokenizer.encode_prompt("<s><s>a</s>").tolist() == [256, 256, 97, 257]  # as written
+    assert tokenizer.encode_prompt("").tolist() == [256]
+    literal = RenderedChat("<s>a</s>b<s>", {9})
+    assert tokenizer.encode_prompt(literal).tolist() == [256, 97, 257, 98, 60, 115, 62]
+
+
+def test_spelled_control_tokens_are_found() -> None:
+    extra = [("<s>", CONTROL), ("<<s>", CONTROL), ("<think>", USER_DEFINED)]
+    tokenizer = Tokenizer.from_metadata(byte_level(extra, add_bos_token=False))
+    assert tokenizer.find_control("a<<s>b<s><think>") == [1, 2, 6]
+    literal = RenderedChat("<<s><think>", {0, 1})
+    assert tokenizer.encode_prompt(literal).tolist() == [60, 60, 115, 62, 258]

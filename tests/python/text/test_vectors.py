@@ -3,6 +3,7 @@ regex engine."""
 
 from __future__ import annotations
 
+import unicodedata
 import warnings
 from functools import cache
 
@@ -23,6 +24,11 @@ def tokenizer_of(name: str) -> Tokenizer:
         return Tokenizer.from_metadata(expand(load(name)))
 
 
+def changes_text(tokenizer: Tokenizer, text: str) -> bool:
+    """Whether the model's own tokenizer composes the text first, which llama.cpp does not."""
+    return tokenizer._vocabulary.pre_tokenizer.nfc and not unicodedata.is_normalized("NFC", text)
+
+
 def test_there_are_vocabularies() -> None:
     assert len(VOCABULARIES) >= 14
 
@@ -33,6 +39,8 @@ def test_ids_are_those_of_llama_cpp(vocabulary_name: str) -> None:
     vectors = load(vocabulary_name)["vectors"]
     assert len(vectors) >= 30
     for v in vectors:
+        if changes_text(tokenizer, v["text"]):
+            continue
         ids = tokenizer.encode(v["text"], v["special"], v["special"])
         assert ids.tolist() == v["ids"], (v["text"], v["special"])
 
@@ -41,7 +49,7 @@ def test_ids_are_those_of_llama_cpp(vocabulary_name: str) -> None:
 def test_text_comes_back(vocabulary_name: str) -> None:
     tokenizer = tokenizer_of(vocabulary_name)
     for v in load(vocabulary_name)["vectors"]:
-        if v["special"]:
+        if v["special"] or changes_text(tokenizer, v["text"]):
             continue
         if vocabulary_name == "falcon" and "\x0b" in v["text"]:
             continue  # its vocabulary has no token for that byte
