@@ -38,6 +38,10 @@ def _raise_over_time(signum: int, frame: FrameType | None) -> None:
     raise OverTime
 
 
+#: The time that templates are told, ISO 8601: one for all renderings of a call.
+_now = ""
+
+
 def _make_environment() -> Any:
     from jinja2 import nodes
     from jinja2.ext import Extension, loopcontrols
@@ -87,7 +91,7 @@ def _make_environment() -> Any:
         raise RefusedError(str(message))
 
     def strftime_now(form: str) -> str:
-        return datetime.datetime.now().strftime(form)
+        return datetime.datetime.fromisoformat(_now).strftime(form)
 
     environment = Environment(
         trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols]
@@ -137,6 +141,8 @@ def _answer(environment: Any, compiled: dict[str, Any], request: dict[str, Any])
     seconds = int(used.ru_utime + used.ru_stime + request["max_seconds"]) + 2
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.getrlimit(resource.RLIMIT_CPU)[1]))
     try:
+        global _now
+        _now = request["now"]
         signal.setitimer(signal.ITIMER_REAL, request["max_seconds"])
         try:
             return {"text": _render(environment, compiled, request)}

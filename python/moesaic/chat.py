@@ -1,39 +1,38 @@
 """Chat templates: Jinja text in a model file that turns messages into a prompt.
 
 Templates are programs from files that anybody may have made. They run in jinja2's immutable
-sandbox, and that runs in a small process of its own (_chat_worker.py) with bounded time, memory and
-output: a single operation such as ``10 ** 10 ** 9`` cannot be interrupted inside this process, and
-holds its lock on all Python threads. The process starts with the first template that is rendered
-(about 0.2 s) and serves all later ones (about a millisecond each). What templates expect follows
-``apply_chat_template`` of Hugging Face transformers. Not here: tokenizing the result.
+sandbox, and that runs in small processes of its own (template_process.py, _chat_worker.py) with
+bounded time, memory and output: a single operation such as ``10 ** 10 ** 9`` cannot be interrupted
+inside this process, and holds its lock on all Python threads. The first template starts one (about
+0.2 s), which serves later ones (about a millisecond each). What templates expect follows
+``apply_chat_template`` of Hugging Face transformers; which form of messages a template takes is
+found by rendering them (messages.py). Not here: tokenizing the result.
 """
 
 from __future__ import annotations
 
-import atexit
-import contextlib
+import datetime
 import json
-import os
-import select
-import signal
-import struct
-import subprocess
-import sys
-import threading
 import time
+import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from itertools import islice
 from types import MappingProxyType
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
-from moesaic.errors import ArgumentError, DeadlineError, FormatError, InternalError
+from moesaic import template_process
+from moesaic.errors import ArgumentError, DeadlineError, FormatError
+from moesaic.messages import Conversation, checked_tools, to_json, tool_names
+from moesaic.rendered import FindControl, Marks, RenderedChat
 
 WHERE = "[ChatTemplate.render]"
 _MAX_SOURCE_BYTES = 1 << 20
-_START_SECONDS = 60.0
-_GRACE_SECONDS = 0.25  # the worker reports an overrun itself when it can, which says more
+_MOST_FORMS = 32  # forms of messages that are tried with one template
+_FAILED = ("refused", "error")  # what another form of the messages may mend
+# Put behind the message that is continued; a template that trims takes the blank off.
+_HERE = "\ue8b0continue here\ue8b0 "
 
 
 class ChatTemplate:
@@ -157,19 +156,20 @@ class ChatTemplate:
             if (text := _token_text(metadata, long)) is not None
         }
         return cls(
-            default,
+            _readable(default),
             bos_token=tokens.pop("bos_token", ""),
             eos_token=tokens.pop("eos_token", ""),
             special_tokens=tokens,
-            named=named,
+            named={_readable(name): _readable(text) for name, text in named.items()},
         )
 
     def render(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Sequence[Any],
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Sequence[Any] | None = None,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         **template_vars: Any,
     ) -> str:
         """Render messages to the text that the model continues.
@@ -177,14 +177,19 @@ class ChatTemplate:
         Parameters
         ----------
         messages
-            ``{"role": ..., "content": ...}`` and what else the template knows. Values are what JSON
-            can say; NumPy scalars and arrays, and objects with ``model_dump`` (pydantic), are
-            converted. Arguments of tool calls may be objects or JSON text: where the template fails
-            on one, the other is tried.
+            ``{"role": ..., "content": ...}`` and what else the template knows: mappings, objects of
+            pydantic, or dataclasses. Null fields count as absent, absent content as empty. Content
+            is text or a list of text parts; parts go to templates that know them, and joined by
+            newlines to the others. Arguments of calls may be objects or JSON text: the template
+            gets the form that it takes. Reasoning may be called ``reasoning_content``,
+            ``reasoning`` or ``thinking``. A role ``developer`` is ``system`` where the template
+            does not name it, and ``function``, ``tool`` and ``ipython`` stand for each other.
         tools
-            Tool declarations in OpenAI's form.
+            Tool declarations in OpenAI's form. A template that shows none of them gives a warning.
         add_generation_prompt
             End with the beginning of an assistant turn.
+        continue_final_message
+            End inside the last message, which the model continues; no new turn begins.
         **template_vars
             Further variables of the template, for example ``enable_thinking=False``.
 
@@ -195,61 +200,55 @@ class ChatTemplate:
         Raises
         ------
         ArgumentError
-            The template refuses the messages, or they hold values that JSON cannot say.
+            The template refuses the messages, a part is not text, or there are values that JSON
+            cannot say.
         FormatError
             The template is broken, or asks for more memory or output than allowed.
         DeadlineError
             The template took longer than ``max_seconds``.
         """
-        if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
-            raise ArgumentError(
-                f"{WHERE} messages: got {type(messages).__name__}, need a list of"
-                ' {"role": "user", "content": "..."}'
-            )
-        for i, message in enumerate(messages):
-            if not isinstance(message, Mapping) and not hasattr(message, "model_dump"):
-                raise ArgumentError(
-                    f"{WHERE} messages[{i}]: got {type(message).__name__}, need a mapping such as"
-                    ' {"role": "user", "content": "..."}'
-                )
-        if tools is not None and (isinstance(tools, str) or not isinstance(tools, Sequence)):
-            raise ArgumentError(
-                f"{WHERE} tools: got {type(tools).__name__}, need a list of tool declarations such"
-                ' as {"type": "function", "function": {...}}'
-            )
-        variables = {
-            "documents": None,
-            **self.special_tokens,
-            **template_vars,
-            "messages": list(messages),
-            "tools": list(tools) if tools else None,
-            "add_generation_prompt": bool(add_generation_prompt),
-        }
-        try:
-            plain = json.loads(json.dumps(variables, default=_plain))
-        except (TypeError, ValueError, RecursionError) as error:
-            raise ArgumentError(
-                f"{WHERE} messages, tools or template_vars: {error}; need what JSON can say"
-            ) from None
-        answer = self._ask(plain)
-        if answer.get("error") in ("refused", "error") and _turn_arguments(plain["messages"]):
-            second = self._ask(plain)
-            answer = answer if "error" in second else second
-        return self._text_of(answer)
-
-    def _ask(self, variables: dict[str, Any]) -> dict[str, Any]:
-        source = (
-            self.named["tool_use"]
-            if variables["tools"] and "tool_use" in self.named
-            else self.source
+        return self._render(
+            messages,
+            tools,
+            bool(add_generation_prompt),
+            bool(continue_final_message),
+            template_vars,
+            None,
         )
-        request = {
-            "source": source,
-            "variables": variables,
-            "max_seconds": self.max_seconds,
-            "max_bytes": self.max_bytes,
-        }
-        return _call(json.dumps(request).encode(), self.max_seconds, self.max_memory)
+
+    def _render(
+        self,
+        messages: Any,
+        tools: Any,
+        add_generation_prompt: bool,
+        continue_final: bool,
+        template_vars: Mapping[str, Any],
+        find_control: FindControl | None,
+    ) -> RenderedChat:
+        """Render; where ``find_control`` is given, what messages spell is marked as plain text."""
+        conversation = Conversation(messages)
+        declared = checked_tools(tools)
+        if continue_final:
+            conversation.mark_end(_HERE)
+        given = to_json(
+            {"documents": None, **self.special_tokens, **template_vars},
+            "messages, tools or template_vars",
+        )
+        source = self.named.get("tool_use", self.source) if declared else self.source
+        call = _Call(self, source, given, add_generation_prompt and not continue_final)
+        text, form = call.best(conversation, declared)
+        if declared:
+            _warn_of_lost_tools(declared, text)
+        literal = call.literal(find_control, form, declared, text) if find_control else []
+        if not continue_final:
+            return RenderedChat(text, literal)
+        if _HERE.strip() not in text:  # the template leaves a last answer out, or apart
+            begun = conversation.messages.pop()
+            text, _ = _Call(self, source, given, True).best(conversation, declared)
+            return RenderedChat(text + _last_text(begun).removesuffix(_HERE))
+        end = text.rindex(_HERE.strip())
+        cut = text[:end] if text.startswith(_HERE, end) else text[:end].rstrip()
+        return RenderedChat(cut, (i for i in literal if i < len(cut)))
 
     def _text_of(self, answer: dict[str, Any]) -> str:
         kind = answer.get("error")
@@ -263,6 +262,11 @@ class ChatTemplate:
             raise ArgumentError(
                 f"{WHERE} the model's template failed on these messages: {message}; look for a"
                 " missing field, or a role or content form that this model does not know"
+            )
+        if kind == "busy":
+            raise DeadlineError(
+                f"{WHERE} no process was free to run the model's template for"
+                f" {self.max_seconds:g} s; try again when fewer chats begin at once"
             )
         if kind == "time":
             raise DeadlineError(
@@ -290,172 +294,138 @@ def _token_text(metadata: Mapping[str, Any], name: str) -> str | None:
     ):
         return None
     token = tokens[int(token_id)]
-    return token if isinstance(token, str) else None
+    return _readable(token) if isinstance(token, str) else None
 
 
-def _turn_arguments(messages: list[Any]) -> bool:
-    """Turn the arguments of tool calls from JSON text into objects, or back; say if any.
-
-    OpenAI's interface says text, most templates want objects, some want text.
-    """
-    turned = False
-    for message in messages:
-        calls = message.get("tool_calls") if isinstance(message, dict) else None
-        for call in calls if isinstance(calls, list) else ():
-            function = call.get("function", call) if isinstance(call, dict) else None
-            if not isinstance(function, dict):
-                continue
-            arguments = function.get("arguments")
-            if isinstance(arguments, str):
-                with contextlib.suppress(ValueError):
-                    function["arguments"] = json.loads(arguments)
-                    turned = True
-            elif isinstance(arguments, dict):
-                function["arguments"] = json.dumps(arguments, ensure_ascii=False)
-                turned = True
-    return turned
+def _readable(text: str) -> str:
+    """Text of a file: bytes that are not UTF-8 become U+FFFD."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def _plain(value: Any) -> Any:
-    """What JSON does not know by itself, as something it knows."""
-    if isinstance(value, Mapping):
-        return dict(value)
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    if hasattr(value, "model_dump"):
-        return value.model_dump(exclude_none=True)
-    if isinstance(value, Sequence) and not isinstance(value, bytes):
-        return list(value)
-    raise TypeError(f"got a value of type {type(value).__name__}")
+def _last_text(message: dict[str, Any]) -> str:
+    content = message["content"]
+    return "\n".join(p["text"] for p in content) if isinstance(content, list) else str(content)
 
 
-# -- the process that renders --------------------------------------------------------------------
+def _warn_of_lost_tools(tools: list[Any], text: str) -> None:
+    names = tool_names(tools)
+    if names and not any(name in text for name in names):
+        warnings.warn(
+            f"{WHERE} tools: got {len(names)}, but the model's template shows none of them to the "
+            "model; describe them in a system message, or take a model that knows tools",
+            RuntimeWarning,
+            stacklevel=5,
+        )
 
 
-class _Worker:
-    """One rendering process; answers one request at a time."""
+class _Call:
+    """One call of render: the renderings of it share a clock and a deadline."""
 
-    def __init__(self, max_memory: int) -> None:
-        self.max_memory = max_memory
-        setup = {"path": sys.path, "max_memory": max_memory}
-        script = Path(__file__).with_name("_chat_worker.py")
-        # Preloaded libraries (sanitizers, allocators) reserve more address space than the limit.
-        environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
-        try:
-            self._process = subprocess.Popen(
-                [
-                    sys.executable or "python3",
-                    "-I",
-                    "-S",
-                    "-X",
-                    "utf8",
-                    str(script),
-                    json.dumps(setup),
-                ],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                env=environment,
-                start_new_session=True,  # Ctrl-C is for the caller
-            )
-        except OSError as error:
-            raise InternalError(
-                f"{WHERE} cannot start {sys.executable!r} to render templates: {error}"
-            ) from error
-        self.call(b"null", _START_SECONDS)
+    def __init__(
+        self, template: ChatTemplate, source: str, given: dict[str, Any], generation_prompt: bool
+    ) -> None:
+        self._template = template
+        self._source = source
+        self._given = {**given, "add_generation_prompt": generation_prompt}
+        self._now = datetime.datetime.now().isoformat()
+        self._deadline: float | None = None  # from when the first request is sent
 
-    def call(self, data: bytes, seconds: float) -> dict[str, Any]:
-        """Send a request and wait for its answer, at most ``seconds``."""
-        deadline = time.monotonic() + seconds
-        stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None and stdout is not None
-        try:
-            with contextlib.suppress(BrokenPipeError):  # why it ended is told below
-                stdin.write(struct.pack("<Q", len(data)) + data)
-                stdin.flush()
-            size = struct.unpack("<Q", self._read(stdout, 8, deadline))[0]
-            return json.loads(self._read(stdout, size, deadline))  # type: ignore[no-any-return]
-        except TimeoutError:
-            self.close()
+    def ask(self, messages: list[dict[str, Any]], tools: list[Any] | None) -> dict[str, Any]:
+        """Render once, in what is left of the time."""
+        t = self._template
+        now = time.monotonic()
+        first = self._deadline is None
+        if self._deadline is None:
+            self._deadline = now + t.max_seconds
+        left = t.max_seconds if first else self._deadline - now
+        if left <= 0:
             return {"error": "time"}
-        except EOFError:
-            self.close()
-            code = self._process.returncode
-            how = signal.Signals(-code).name if code < 0 else f"exit status {code}"
-            return {"error": "time"} if how == "SIGXCPU" else {"error": "crash", "message": how}
-        except BaseException:
-            self.close()
-            raise
-
-    def _read(self, stream: IO[bytes], size: int, deadline: float) -> bytes:
-        chunks: list[bytes] = []
-        while size:
-            left = deadline - time.monotonic()
-            if left <= 0 or not select.select([stream], [], [], left)[0]:
-                raise TimeoutError
-            chunk = os.read(stream.fileno(), min(size, 1 << 20))
-            if not chunk:
-                raise EOFError
-            chunks.append(chunk)
-            size -= len(chunk)
-        return b"".join(chunks)
-
-    def close(self) -> None:
-        """End the process, whatever it is doing."""
-        self._process.kill()
-        self._close_pipes()
-        self._process.wait()
-
-    def forget(self) -> None:
-        """Let go of a process that belongs to somebody else."""
-        self._close_pipes()
-        self._process.returncode = 0
-
-    def _close_pipes(self) -> None:
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                with contextlib.suppress(OSError):
-                    stream.close()
-
-
-_lock = threading.Lock()
-_worker: _Worker | None = None
-
-
-def _call(data: bytes, max_seconds: float, max_memory: int) -> dict[str, Any]:
-    """Render in the shared process; start it when there is none, replace it after an overrun."""
-    global _worker
-    with _lock:
-        if _worker is not None and _worker.max_memory != max_memory:
-            _close_worker()
-        if _worker is None:
-            _worker = _Worker(max_memory)
-        try:
-            answer = _worker.call(data, max_seconds + _GRACE_SECONDS)
-        except BaseException:
-            _worker = None
-            raise
-        if answer.get("error") in ("time", "size", "memory", "crash"):
-            _close_worker()
+        request = {
+            "source": self._source,
+            "variables": {**self._given, "messages": messages, "tools": tools},
+            "max_seconds": left,
+            "max_bytes": t.max_bytes,
+            "now": self._now,
+        }
+        data = json.dumps(request).encode()
+        if len(data) > t.max_memory // 8:
+            raise ArgumentError(
+                f"{WHERE} messages: got {len(data)} bytes of JSON, need at most"
+                f" {t.max_memory // 8}; shorten them"
+            )
+        answer = template_process.call(data, left, t.max_memory)
+        if first and "error" not in answer:
+            # A process that had to be started does not count.
+            self._deadline = max(self._deadline, time.monotonic() + t.max_seconds / 2)
         return answer
 
+    def best(
+        self, conversation: Conversation, tools: list[Any] | None
+    ) -> tuple[str, list[dict[str, Any]]]:
+        """The text that loses least of the messages, and the form they had for it."""
+        best: tuple[int, str, list[dict[str, Any]]] | None = None
+        failed: dict[str, Any] | None = None
+        for form in islice(conversation.forms(self._source), _MOST_FORMS):
+            answer = self.ask(form, tools)
+            if "error" not in answer:
+                lost = conversation.losses(answer["text"])
+                if best is None or lost < best[0]:
+                    best = (lost, str(answer["text"]), form)
+                if lost == 0:
+                    break
+            elif answer["error"] not in _FAILED:
+                self._template._text_of(answer)  # raises
+            elif failed is None or failed["error"] != "refused":
+                failed = answer
+        if best is None:
+            assert failed is not None
+            self._template._text_of(failed)  # raises
+            raise AssertionError
+        return best[1], best[2]
 
-def _close_worker() -> None:
-    global _worker
-    if _worker is not None:
-        _worker.close()
-        _worker = None
+    def literal(
+        self,
+        find: FindControl,
+        form: list[dict[str, Any]],
+        tools: list[Any] | None,
+        text: str,
+    ) -> list[int]:
+        """Indices in ``text`` where messages and tools spell control tokens.
 
+        A spelling that the template itself looks for, such as the end of reasoning in an earlier
+        answer, changes the text when it is marked: it keeps its meaning.
+        """
+        values = [form, tools]
+        marks = Marks(find, values)
+        found: list[int] = []
 
-def _forget_worker() -> None:
-    """After a fork the process is the parent's, and a lost thread may hold the lock."""
-    global _lock, _worker
-    _lock = threading.Lock()
-    if _worker is not None:
-        _worker.forget()
-        _worker = None
+        def same(keys: list[tuple[str, str]]) -> bool:
+            nonlocal found
+            marked = marks.put(values, keys)
+            answer = self.ask(marked[0], marked[1])
+            if answer.get("error") == "time":
+                self._template._text_of(answer)  # raises
+            if "error" in answer:
+                return False
+            plain, found = marks.take(str(answer["text"]))
+            return plain == text
 
+        def harmless(keys: list[tuple[str, str]]) -> list[tuple[str, str]]:
+            if not keys or same(keys):
+                return keys
+            if len(keys) == 1:
+                return []
+            half = len(keys) // 2
+            return harmless(keys[:half]) + harmless(keys[half:])
 
-atexit.register(_close_worker)
-os.register_at_fork(after_in_child=_forget_worker)
+        keys = marks.keys(values) if marks.mark else []
+        if not keys or same(keys):
+            return found
+        half = len(keys) // 2
+        kept = harmless(keys[:half]) + harmless(keys[half:]) if half else []
+        if kept and not same(kept):
+            raise ArgumentError(
+                f"{WHERE} messages: they spell control tokens that the model's template takes "
+                "apart; leave them out, or let them count by parse_special=True"
+            )
+        return found if kept else []

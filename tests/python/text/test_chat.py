@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moesaic import chat
+from moesaic import template_process
 from moesaic.chat import ChatTemplate
 from moesaic.errors import ArgumentError, DeadlineError, FormatError, MoesaicError
 
@@ -143,10 +143,15 @@ def test_values_that_are_not_json_by_themselves() -> None:
             return {"role": "user", "content": "from an object"}
 
     @dataclass
+    class Record:
+        role: str
+        content: str | None = None
+
     class Strange:
-        x: int = 1
+        pass
 
     assert render("{{ messages[0].content }}", [Model()]) == "from an object"
+    assert render("{{ messages[0].role }}", [Record("user")]) == "user"
     assert render("{{ n + 1 }} {{ a[1] }}", n=np.int64(2), a=np.array([1.5, 2.5])) == "3 2.5"
     assert render("{{ messages[0].content }}", ({"role": "user", "content": "\ud83d"},)) == "\ud83d"
     with pytest.raises(ArgumentError, match="Strange"):
@@ -362,10 +367,10 @@ def test_many_threads_share_the_process() -> None:
 
 
 def test_a_killed_process_is_replaced() -> None:
+    template_process.close()
     assert render("a") == "a"
-    worker = chat._worker
-    assert worker is not None
-    os.kill(worker._process.pid, signal.SIGKILL)
+    (worker,) = template_process._pool.idle
+    os.kill(worker.process.pid, signal.SIGKILL)
     with pytest.raises(FormatError, match="SIGKILL"):
         render("b")
     assert render("c") == "c"
@@ -379,19 +384,21 @@ def test_long_conversations_pass() -> None:
 
 PROGRAM = """
 import os
-from moesaic import chat
-t = chat.ChatTemplate("{{ messages[0].content }}")
+from moesaic import template_process
+from moesaic.chat import ChatTemplate
+t = ChatTemplate("{{ messages[0].content }}")
 assert t.render([{"role": "user", "content": "parent"}]) == "parent"
-first = chat._worker._process.pid
+pid = lambda: template_process._pool.idle[0].process.pid
+first = pid()
 child = os.fork()
 if child == 0:
     text = t.render([{"role": "user", "content": "child"}])
-    ok = text == "child" and chat._worker._process.pid != first
-    chat._close_worker()
+    ok = text == "child" and pid() != first
+    template_process.close()
     os._exit(0 if ok else 1)
 assert os.waitpid(child, 0)[1] == 0
 assert t.render([{"role": "user", "content": "again"}]) == "again"
-assert chat._worker._process.pid == first
+assert pid() == first
 print(first)
 """
 
@@ -408,3 +415,37 @@ def test_forks_and_ends_cleanly() -> None:
     assert result.returncode == 0 and result.stderr == "", result.stderr
     with pytest.raises(ProcessLookupError):
         os.kill(int(result.stdout), 0)
+
+
+# -- a process that does not read ----------------------------------------------------------------
+
+
+def test_a_process_that_does_not_read_is_given_up_in_time() -> None:
+    """More than a pipe holds, and nothing reads it: writing has the deadline, and others render."""
+    template_process.close()
+    assert render("a") == "a"
+    (worker,) = template_process._pool.idle
+    os.kill(worker.process.pid, signal.SIGSTOP)
+    errors: list[BaseException] = []
+
+    def stuck() -> None:
+        try:
+            ChatTemplate("x", max_seconds=1.5).render([{"role": "user", "content": "x" * 300_000}])
+        except DeadlineError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=stuck)
+    thread.start()
+    while worker in template_process._pool.idle:
+        time.sleep(0.01)
+    assert render("b") == "b"  # in a process of its own, while the other stands still
+    assert thread.is_alive() or errors
+    thread.join(timeout=30)
+    assert len(errors) == 1 and "more than 1.5 s" in str(errors[0])
+    assert render("c") == "c"
+
+
+def test_messages_have_a_largest_size() -> None:
+    template = ChatTemplate("x", max_memory=64 << 20)
+    with pytest.raises(ArgumentError, match="bytes of JSON"):
+        template.render([{"role": "user", "content": "x" * (9 << 20)}])
