@@ -2,6 +2,7 @@
 #include <pybind11/stl.h>
 
 #include "bindings/engine_types.h"
+#include "bindings/text.h"
 #include "gguf/file.h"
 #include "model/memory.h"
 #include "model/merged_experts.h"
@@ -26,8 +27,8 @@ const char* router_name(backend::RouterFunction function) {
 
 Dict config_dict(const model::Config& config) {
   Dict out;
-  out["arch"] = config.arch;
-  out["name"] = config.name;
+  out["arch"] = readable(config.arch);
+  out["name"] = readable(config.name);
   out["n_layers"] = config.n_layers;
   out["d_model"] = config.d_model;
   out["n_heads"] = config.n_heads;

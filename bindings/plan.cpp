@@ -6,6 +6,7 @@
 
 #include "bindings/interruptible.h"
 #include "bindings/register.h"
+#include "bindings/text.h"
 #include "cluster/cost.h"
 #include "cluster/measure.h"
 
@@ -130,7 +131,7 @@ Dict plan(const PlanModel& model, const std::vector<Dict>& nodes, const Dict& op
 
 Dict plan_to_dict(const cluster::Plan& plan) {
   Dict out;
-  out["model"] = plan.model;
+  out["model"] = readable(plan.model);
   out["strategy"] = strategy_name(plan.strategy);
   out["n_ctx"] = plan.n_ctx;
   out["kv_tokens"] = plan.kv_tokens;

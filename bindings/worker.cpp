@@ -9,11 +9,13 @@
 #include <deque>
 #include <mutex>
 #include <optional>
+#include <utility>
 
 #include "base/errors.h"
 #include "base/process.h"
 #include "bindings/interruptible.h"
 #include "bindings/register.h"
+#include "bindings/text.h"
 
 namespace py = pybind11;
 
@@ -120,7 +122,9 @@ std::optional<Event> next_event(const WorkerHandle& self, double timeout_s) {
     event = queue->pop(std::chrono::duration<double>(timeout_s));
   }
   if (!event) return std::nullopt;
-  return Event{event->event, event->text, event->fields};
+  Fields fields;
+  for (const auto& [name, value] : event->fields) fields.emplace_back(name, readable(value));
+  return Event{event->event, readable(event->text), std::move(fields)};
 }
 
 std::unique_ptr<WorkerHandle> start_worker(const std::string& listen, const std::string& advertise,
