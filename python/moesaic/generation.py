@@ -10,6 +10,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
@@ -21,7 +22,9 @@ from moesaic.errors import ArgumentError
 from moesaic.inputs import Tokens, flag, integer, real, token_ids
 from moesaic.progress import Progress, Reporter
 from moesaic.results import Chunk, Generation, Timings
+from moesaic.sampling import refuse_unknown, sampling_options
 from moesaic.tokenizer import StopMatcher
+from moesaic.tokenizer.vocabulary import suppressed_ids
 
 if TYPE_CHECKING:
     from moesaic.tokenizer import StreamDecoder
@@ -46,12 +49,12 @@ class GenerateOptions(TypedDict, total=False):
     penalty_last_n: int
     logit_bias: Mapping[int, float] | None
     seed: int | None
-    stop: str | Sequence[str]
-    stop_tokens: Sequence[int]
+    stop: str | Sequence[str] | None
+    stop_tokens: Sequence[int] | None
     ignore_eos: bool
     logprobs: int | None
     logits_processor: LogitsProcessor | None
-    capture: str | Sequence[str]
+    capture: str | Sequence[str] | None
     echo: bool
     priority: int
 
@@ -61,6 +64,8 @@ class Checked:
     """Options after all checks."""
 
     sampler: dict[str, Any]
+    sampling: Mapping[str, float]
+    sampling_from_file: tuple[str, ...]
     max_tokens: int | None
     seed: int
     stop: tuple[str, ...]
@@ -81,35 +86,24 @@ class Checked:
         return spec
 
 
-def check_options(options: Mapping[str, Any], vocab: int, where: str) -> Checked:
-    """Check every option, with what was given, what is needed."""
-    unknown = sorted(set(options) - GenerateOptions.__optional_keys__)
-    if unknown:
-        raise ArgumentError(
-            f"[{where}] option: got {unknown[0]!r}, need one of "
-            f"{', '.join(sorted(GenerateOptions.__optional_keys__))}"
-        )
+def check_options(
+    options: Mapping[str, Any], vocab: int, where: str, metadata: Mapping[str, Any] | None = None
+) -> Checked:
+    """Check every option, with what was given, what is needed.
+
+    Sampling options that are not given come from the file's ``metadata``, then from here.
+    """
+    refuse_unknown(options, GenerateOptions.__optional_keys__, where)
     o = options
     logprobs = o.get("logprobs")
     if logprobs is not None:
         logprobs = integer(logprobs, "logprobs", where, 0, vocab)
-    sampler = {
-        "temperature": real(o.get("temperature", 0.8), "temperature", where, 0.0, 1e6),
-        "top_k": integer(o.get("top_k", 40), "top_k", where, 0, 2**31 - 1),
-        "top_p": real(o.get("top_p", 0.95), "top_p", where, 0.0, 1.0),
-        "min_p": real(o.get("min_p", 0.05), "min_p", where, 0.0, 1.0),
-        "typical_p": real(o.get("typical_p", 1.0), "typical_p", where, 0.0, 1.0),
-        "repeat_penalty": real(o.get("repeat_penalty", 1.0), "repeat_penalty", where, 1e-3, 1e3),
-        "presence_penalty": real(
-            o.get("presence_penalty", 0.0), "presence_penalty", where, -1e3, 1e3
-        ),
-        "frequency_penalty": real(
-            o.get("frequency_penalty", 0.0), "frequency_penalty", where, -1e3, 1e3
-        ),
-        "penalty_last_n": integer(
-            o.get("penalty_last_n", 64), "penalty_last_n", where, -1, 2**31 - 1
-        ),
-        "logit_bias": _logit_bias(o.get("logit_bias"), vocab, where),
+    sampling, from_file = sampling_options(o, metadata or {}, where)
+    bias = dict(_logit_bias(o.get("logit_bias"), vocab, where))
+    bias.update(dict.fromkeys(sorted(suppressed_ids(metadata or {}, vocab)), float("-inf")))
+    sampler: dict[str, Any] = {
+        **sampling,
+        "logit_bias": list(bias.items()),
         "n_logprobs": -1 if logprobs is None else logprobs,
     }
     max_tokens = o.get("max_tokens", 128)
@@ -120,22 +114,26 @@ def check_options(options: Mapping[str, Any], vocab: int, where: str) -> Checked
             f"[{where}] logits_processor: got {type(processor).__name__}, need a callable "
             "f(tokens, logits)"
         )
+    stop_tokens = o.get("stop_tokens")
+    capture = o.get("capture")
     return Checked(
         sampler=sampler,
+        sampling=MappingProxyType(sampling),
+        sampling_from_file=from_file,
         max_tokens=None
         if max_tokens is None
         else integer(max_tokens, "max_tokens", where, 0, 2**62),
         seed=secrets.randbits(48) if seed is None else integer(seed, "seed", where, 0, 2**64 - 1),
-        stop=_stop_strings(o.get("stop", ()), where),
-        stop_tokens=tuple(
-            token_ids(
-                o.get("stop_tokens", ()), vocab, f"{where}(stop_tokens)", allow_empty=True
-            ).tolist()
+        stop=_stop_strings(o.get("stop"), where),
+        stop_tokens=()
+        if stop_tokens is None
+        else tuple(
+            token_ids(stop_tokens, vocab, f"{where}(stop_tokens)", allow_empty=True).tolist()
         ),
         ignore_eos=flag(o.get("ignore_eos", False), "ignore_eos", where),
         logprobs=logprobs,
         logits_processor=processor,
-        capture=o.get("capture", ()),
+        capture=() if capture is None else capture,
         echo=flag(o.get("echo", False), "echo", where),
         priority=integer(o.get("priority", 0), "priority", where, -1000, 1000),
     )
@@ -158,6 +156,8 @@ def _logit_bias(bias: Any, vocab: int, where: str) -> list[tuple[int, float]]:
 
 
 def _stop_strings(stop: Any, where: str) -> tuple[str, ...]:
+    if stop is None:
+        return ()
     strings = (stop,) if isinstance(stop, str) else stop
     if not isinstance(strings, list | tuple | set | frozenset):
         raise ArgumentError(
@@ -290,8 +290,8 @@ class Item:
             decode_steps=max(0, n - 1 + (o["finish"] == "stop")),
         )
 
-    def result(self, *, chat: bool = False) -> Generation:
-        """The finished generation; of a chat with its message."""
+    def result(self, *, begun: str | None = None) -> Generation:
+        """The finished generation; of a chat with its message, which begins with ``begun``."""
         assert self.outcome is not None
         o = self.outcome
         stop: str | int | None = self._matcher.matched
@@ -312,6 +312,8 @@ class Item:
             timings=self.timings(),
             prompt_tokens=self.prompt,
             seed=self.seed,
+            sampling=self._options.sampling,
+            sampling_from_file=self._options.sampling_from_file,
             stop=stop,
             logprobs=None if k is None else np.array(self._logprobs, np.float32),
             top_ids=np.array([i for i, _ in self._top], np.int32).reshape(shape) if top else None,
@@ -319,7 +321,9 @@ class Item:
             if top
             else None,
             captures=captures,
-            message={"role": "assistant", "content": "".join(self._pieces)} if chat else None,
+            message=None
+            if begun is None
+            else {"role": "assistant", "content": begun + "".join(self._pieces)},
         )
 
 
@@ -329,17 +333,26 @@ def drive(
     items: list[Item],
     processor: LogitsProcessor | None,
     progress: Progress,
+    *,
+    finished: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[int, Chunk]]:
     """Run requests to their ends, yielding (item, chunk) as they come.
+
+    ``finished`` is told how many items have ended, and takes the place of the report of prompts.
 
     However it ends (a closed generator, an exception of the processor, Ctrl-C), the requests are
     cancelled and the engine has let go of them before this returns.
     """
-    yield from follow(_core.Batch(engine, specs), items, processor, progress)
+    yield from follow(_core.Batch(engine, specs), items, processor, progress, finished=finished)
 
 
 def follow(
-    batch: _core.Batch, items: list[Item], processor: LogitsProcessor | None, progress: Progress
+    batch: _core.Batch,
+    items: list[Item],
+    processor: LogitsProcessor | None,
+    progress: Progress,
+    *,
+    finished: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[int, Chunk]]:
     """Do what :func:`drive` does with requests that were submitted already.
 
@@ -350,7 +363,7 @@ def follow(
     done = [0] * len(items)
     totals = [len(item.prompt) for item in items]
     try:
-        with Reporter(progress, "prefill") as report:
+        with Reporter(progress if finished is None else False, "prefill") as report:
             while left:
                 for i in batch.wait():
                     news = batch.take(i)
@@ -368,6 +381,8 @@ def follow(
                         batch.choose(i, _processed(processor, item, news["row"]))
                     if news["finished"]:
                         left -= 1
+                        if finished is not None:
+                            finished(len(items) - left)
                         yield i, item.end(batch.outcome(i))
     except GeneratorExit:
         if left and any(item.tokens for item in items):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -97,7 +97,9 @@ def is_batch(prompt: Any) -> bool:
     )
 
 
-def prompt_ids(prompt: Any, encode: Callable[[str], Tokens], vocab: int, where: str) -> Tokens:
+def prompt_ids(
+    prompt: Any, encode: Callable[[str], Tokens], vocab: int, where: str, name: str = "tokens"
+) -> Tokens:
     """Return one prompt's token ids; text goes through ``encode``."""
     if isinstance(prompt, str):
         ids = encode(prompt)
@@ -109,4 +111,16 @@ def prompt_ids(prompt: Any, encode: Callable[[str], Tokens], vocab: int, where: 
         return token_ids(ids, vocab, where)
     if isinstance(prompt, bytes):
         raise ArgumentError(f"[{where}] prompt: got bytes, need str; decode them first")
+    if isinstance(prompt, Mapping) or (
+        isinstance(prompt, list | tuple) and any(isinstance(item, Mapping) for item in prompt)
+    ):
+        raise ArgumentError(
+            f"[{where}] {name}: got messages, need text or token ids; chat(messages) answers them, "
+            "render_chat(messages) gives their text"
+        )
+    if is_batch(prompt) or (isinstance(prompt, np.ndarray) and prompt.ndim == 2):
+        raise ArgumentError(
+            f"[{where}] {name}: got {len(prompt)} prompts, need one text or one list of token ids; "
+            "loop over them (a loop is as fast), or run sessions together by forward_many()"
+        )
     return token_ids(prompt, vocab, where)

@@ -22,6 +22,7 @@ from moesaic.config import Config
 from moesaic.errors import ArgumentError, FormatError
 from moesaic.inputs import Tokens, integer, prompt_ids, token_ids
 from moesaic.progress import Progress
+from moesaic.rendered import RenderedChat
 from moesaic.vocabulary import check_special_ids
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ class LoadedModel:
         self._lock = threading.Lock()
         self._tokenizer: Tokenizer | None = None
         self._template: ChatTemplate | None = None
+        self._said_begin = False
         try:
             check_special_ids(file.metadata, self._config.vocab, path)
         except FormatError:
@@ -405,7 +407,25 @@ class LoadedModel:
     # -- for the methods in model_*.py -------------------------------------------------------------
 
     def _ids(self, prompt: Any, where: str, name: str = "tokens") -> Tokens:
-        def encode(text: str) -> Tokens:
-            return self.tokenizer.encode(text, add_special=True, parse_special=True)
+        """Tokens of one prompt; a text is encoded as one that goes on."""
 
-        return prompt_ids(prompt, encode, self._config.vocab, where)
+        def encode(text: str) -> Tokens:
+            ids = self.tokenizer.encode_prompt(text)
+            self._warn_of_begin(text, ids, where)
+            return ids
+
+        return prompt_ids(prompt, encode, self._config.vocab, where, name)
+
+    def _warn_of_begin(self, text: str, ids: Tokens, where: str) -> None:
+        """Say once that a caller's own begin-of-text token stands for the tokenizer's."""
+        t = self.tokenizer
+        if isinstance(text, RenderedChat) or self._said_begin or not t.add_bos or not len(ids):
+            return
+        begin = "" if t.bos_id is None else t.id_to_token(t.bos_id)
+        if begin and text.startswith(begin) and ids[0] == t.bos_id:
+            self._said_begin = True
+            warnings.warn(
+                f"[{where}] the text begins with {begin!r}, which the tokenizer adds by itself; "
+                "the model sees it once (said once for each model)",
+                stacklevel=5,
+            )

@@ -7,9 +7,11 @@ from typing import Any, Literal, Unpack, overload
 
 from moesaic.errors import ArgumentError
 from moesaic.generation import GenerateOptions
-from moesaic.inputs import Tokens, flag
+from moesaic.inputs import flag
+from moesaic.messages import text_of
 from moesaic.model_text import TextMethods
 from moesaic.results import Chunk, Generation
+from moesaic.vocabulary import tokenizer_or_none
 
 
 class ChatMethods(TextMethods):
@@ -18,29 +20,35 @@ class ChatMethods(TextMethods):
     @overload
     def chat(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Sequence[Any],
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Sequence[Any] | None = None,
         stream: Literal[False] = False,
+        continue_final_message: bool = False,
+        parse_special: bool = False,
         template_vars: Mapping[str, Any] | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Generation: ...
     @overload
     def chat(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Sequence[Any],
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Sequence[Any] | None = None,
         stream: Literal[True],
+        continue_final_message: bool = False,
+        parse_special: bool = False,
         template_vars: Mapping[str, Any] | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Iterator[Chunk]: ...
     def chat(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Sequence[Any],
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Sequence[Any] | None = None,
         stream: bool = False,
+        continue_final_message: bool = False,
+        parse_special: bool = False,
         template_vars: Mapping[str, Any] | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Generation | Iterator[Chunk]:
@@ -49,11 +57,21 @@ class ChatMethods(TextMethods):
         Parameters
         ----------
         messages : sequence of mapping
-            ``{"role": "user", "content": "..."}`` and so on.
+            ``{"role": "user", "content": "..."}`` and so on; also objects of pydantic, and
+            dataclasses. Null fields count as absent. Content is text or a list of text parts,
+            arguments of tool calls are objects or JSON text: the template gets what it takes.
+            Images, audio and files are refused.
         tools : sequence of mapping, optional
-            Tool declarations in OpenAI's form, for the template.
+            Tool declarations in OpenAI's form, for the template; a warning where it shows none.
         stream : bool
             Yield :class:`Chunk` as :meth:`stream` does.
+        continue_final_message : bool
+            Continue the last message, an assistant's, in place of a new turn. ``.message`` of the
+            Generation then takes its place.
+        parse_special : bool
+            Let control tokens that messages and tools spell count as tokens. Off, they are plain
+            text, unless the template itself looks for them (it cuts earlier answers at
+            ``</think>``, say).
         template_vars : mapping, optional
             Further variables of the template, for example ``{"enable_thinking": False}``.
         **options
@@ -86,25 +104,34 @@ class ChatMethods(TextMethods):
         where = "Model.chat"
         checked = self._check(options, where)
         flag(stream, "stream", where)
-        text = self.render_chat(messages, tools=tools, template_vars=template_vars)
-        ids = self._chat_ids(text, where)
+        text = self.render_chat(
+            messages,
+            tools=tools,
+            continue_final_message=continue_final_message,
+            parse_special=parse_special,
+            template_vars=template_vars,
+        )
+        ids = self._ids(text, where, "messages")
         if stream:
             return self._stream(ids, checked, where)
-        return self._finish(ids, checked, where, chat=True)
+        begun = text_of(messages[-1]) if continue_final_message else ""
+        return self._finish(ids, checked, where, begun=begun)
 
     def render_chat(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Sequence[Any],
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Sequence[Any] | None = None,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        parse_special: bool = False,
         template_vars: Mapping[str, Any] | None = None,
     ) -> str:
         """Return the text that :meth:`chat` lets the model continue.
 
         Parameters
         ----------
-        messages, tools, template_vars
+        messages, tools, continue_final_message, parse_special, template_vars
             As for :meth:`chat`.
         add_generation_prompt : bool
             End with the beginning of the assistant's turn.
@@ -112,7 +139,9 @@ class ChatMethods(TextMethods):
         Returns
         -------
         str
-            With the template's control tokens written out.
+            With the template's control tokens written out. It remembers which of them messages
+            only spell, so that ``generate(render_chat(messages))`` sees the tokens that
+            ``chat(messages)`` does; a copy made by slicing or joining does not.
 
         Raises
         ------
@@ -139,15 +168,15 @@ class ChatMethods(TextMethods):
             raise ArgumentError(
                 f"[Model.chat] template_vars: got {type(template_vars).__name__}, need a mapping"
             )
-        return template.render(
+        flag(add_generation_prompt, "add_generation_prompt", "Model.chat")
+        flag(continue_final_message, "continue_final_message", "Model.chat")
+        plain = not flag(parse_special, "parse_special", "Model.chat")
+        tokenizer = tokenizer_or_none(self.metadata, lambda: self.tokenizer)
+        return template._render(
             messages,
-            tools=tools,
-            add_generation_prompt=add_generation_prompt,
-            **(template_vars or {}),
+            tools,
+            add_generation_prompt,
+            continue_final_message,
+            template_vars or {},
+            tokenizer.find_control if plain and tokenizer is not None else None,
         )
-
-    def _chat_ids(self, text: str, where: str) -> Tokens:
-        """Tokens of a rendered chat. Many templates write the begin-of-text token themselves."""
-        ids = self._ids(text, where, "messages")
-        bos = self.tokenizer.bos_id
-        return ids[1:] if len(ids) > 1 and ids[0] == ids[1] == bos else ids

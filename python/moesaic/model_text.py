@@ -14,6 +14,7 @@ from moesaic.errors import ArgumentError
 from moesaic.generation import Checked, GenerateOptions, Item, check_options, drive
 from moesaic.inputs import Prompt, PromptList, Tokens, is_batch
 from moesaic.model_base import LoadedModel
+from moesaic.progress import Reporter
 from moesaic.results import Chunk, Generation
 from moesaic.vocabulary import tokenizer_or_none
 
@@ -42,12 +43,15 @@ class TextMethods(LoadedModel):
         Parameters
         ----------
         prompt : str, tokens, or a list of either
-            Text is tokenised with special tokens added and recognised. A list is one batch: it
-            shares steps, item i samples with ``seed + i``, and a list comes back.
+            Text is tokenised with special tokens recognised, and BOS in front where the model was
+            trained so (never twice). A list is one batch: it shares steps, item i samples with
+            ``seed + i``, and a list comes back; an empty one for an empty one.
         max_tokens : int or None, default 128
             Most tokens to generate; None: until ``n_ctx``. Prompt and generated tokens together
             never pass ``n_ctx``.
         temperature : float, default 0.8
+            Sampling options that are not given are those that the file recommends
+            (``general.sampling.*``), where it does; :attr:`Generation.sampling` tells all.
             0 is greedy (the lowest id among equals).
         top_k : int, default 40
             Only the k most probable tokens; 0: off.
@@ -62,13 +66,14 @@ class TextMethods(LoadedModel):
         penalty_last_n : int, default 64
             How many of the last tokens penalties look at, those of the prompt included; -1: all.
         logit_bias : mapping of int to float, optional
-            Added to tokens' logits; -inf bans a token.
+            Added to tokens' logits; -inf bans a token. What the file suppresses
+            (``tokenizer.ggml.suppress_tokens``) is always banned.
         seed : int, optional
             Random when not given; :attr:`Generation.seed` tells it. Each token of the vocabulary
             has noise of its own at each position, a function of seed, position and token id alone.
             With ``deterministic=True`` the same call gives the same text, always; without it
             nearly always (see Notes).
-        stop : str or sequence of str
+        stop : str or sequence of str, optional
             Strings that end the text before them, wherever tokens are cut.
         stop_tokens : sequence of int
             Further tokens that end it, beside the model's own end-of-generation tokens.
@@ -124,18 +129,29 @@ class TextMethods(LoadedModel):
         """
         where = "Model.generate"
         checked = self._check(options, where)
+        if isinstance(prompt, list | tuple) and not prompt:
+            return []
         if not is_batch(prompt):
             return self._finish(self._ids(prompt, where, "prompt"), checked, where)
-        prompts = [self._ids(item, where, "prompt") for item in prompt]
+        prompts = [self._ids(item, where, f"prompt[{i}]") for i, item in enumerate(prompt)]
         self._check_lengths(prompts, where)
         results: list[Generation] = []
-        for begin in range(0, len(prompts), _BATCH):
-            specs, items = self._requests(
-                prompts[begin : begin + _BATCH], checked, where, first=begin
-            )
-            for _ in drive(self._engine, specs, items, checked.logits_processor, self._progress):
-                pass
-            results += [item.result() for item in items]
+        with Reporter(self._progress, "generate") as report:
+
+            def finished(n: int) -> None:
+                report.update(len(results) + n, len(prompts))
+
+            finished(0)
+            for begin in range(0, len(prompts), _BATCH):
+                specs, items = self._requests(
+                    prompts[begin : begin + _BATCH], checked, where, first=begin
+                )
+                processor = checked.logits_processor
+                for _ in drive(
+                    self._engine, specs, items, processor, self._progress, finished=finished
+                ):
+                    pass
+                results += [item.result() for item in items]
         return results
 
     def stream(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Iterator[Chunk]:
@@ -178,7 +194,7 @@ class TextMethods(LoadedModel):
 
     def _check(self, options: GenerateOptions, where: str) -> Checked:
         self._engine.check_usable(where)
-        return check_options(options, self._config.vocab, where)
+        return check_options(options, self._config.vocab, where, self.metadata)
 
     def _check_lengths(self, prompts: list[Tokens], where: str) -> None:
         """Refuse a batch as a whole before any of it runs."""
@@ -252,9 +268,10 @@ class TextMethods(LoadedModel):
         return chunks()
 
     def _finish(
-        self, ids: Tokens, options: Checked, where: str, *, chat: bool = False
+        self, ids: Tokens, options: Checked, where: str, *, begun: str | None = None
     ) -> Generation:
+        """Run one prompt; of a chat, ``begun`` is what its message begins with."""
         specs, items = self._requests([ids], options, where)
         for _ in drive(self._engine, specs, items, options.logits_processor, self._progress):
             pass
-        return items[0].result(chat=chat)
+        return items[0].result(begun=begun)

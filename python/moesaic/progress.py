@@ -11,11 +11,16 @@ from typing import Any
 from moesaic.errors import ArgumentError
 
 #: What ``progress=`` takes: None (a bar on a terminal or in a notebook), True, False, or
-#: ``f(stage, done, total)`` with stage ``"load"`` (bytes) or ``"prefill"`` (tokens); on a cluster
-#: what each worker does while it loads: ``"pull host:port"``, ``"verify host:port"``, ... (bytes).
+#: ``f(stage, done, total)`` with stage ``"load"`` (bytes), ``"prefill"`` (tokens), ``"generate"``
+#: and ``"score"`` (items of a call with many); on a cluster what each worker does while it loads:
+#: ``"pull host:port"``, ``"verify host:port"``, ... (bytes).
 Progress = Callable[[str, int, int], object] | bool | None
 
-_UNITS = {"prefill": (" tokens", False, 1.0)}
+_UNITS = {
+    "prefill": (" tokens", False, 1.0),
+    "generate": (" items", False, 1.0),
+    "score": (" items", False, 1.0),
+}
 _BYTES = ("B", True, 0.5)
 
 

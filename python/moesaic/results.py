@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -134,6 +135,10 @@ class Generation:
         The prompt as it was run.
     seed : int
         The seed that was used; with it the same call gives the same tokens.
+    sampling : mapping of str to float
+        Every sampling option as it was used: ``temperature``, ``top_k``, ...
+    sampling_from_file : tuple of str
+        Which of them the caller did not give and the file recommends (``general.sampling.*``).
     timings : Timings
         How long it took.
     logprobs : float32 array (n,) or None
@@ -152,6 +157,8 @@ class Generation:
     timings: Timings
     prompt_tokens: npt.NDArray[np.int32]
     seed: int
+    sampling: Mapping[str, float] = field(default_factory=dict)
+    sampling_from_file: tuple[str, ...] = ()
     stop: str | int | None = None
     # "| Any": None where it was not asked for, which the caller knows and need not look for.
     logprobs: npt.NDArray[np.float32] | Any = None
@@ -167,7 +174,8 @@ class Generation:
         t = self.timings
         return (
             f"Generation({self.text!r}, {len(self.tokens)} tokens, "
-            f"finish_reason={self.finish_reason!r}, {t.decode_tokens_per_s:.1f} tok/s)"
+            f"finish_reason={self.finish_reason!r}, {t.decode_tokens_per_s:.1f} tok/s"
+            f"{self._file_options()})"
         )
 
     def _repr_html_(self) -> str:
@@ -175,5 +183,11 @@ class Generation:
         return (
             f"<pre style='white-space: pre-wrap'>{html.escape(self.text)}</pre>"
             f"<small>{len(self.tokens)} tokens, {self.finish_reason}; prompt {t.prompt_tokens} "
-            f"tokens ({t.cached_tokens} reused); {t.decode_tokens_per_s:.1f} tok/s</small>"
+            f"tokens ({t.cached_tokens} reused); {t.decode_tokens_per_s:.1f} tok/s"
+            f"{html.escape(self._file_options())}</small>"
         )
+
+    def _file_options(self) -> str:
+        """What the file chose, in words; empty when nothing."""
+        chosen = [f"{name}={self.sampling[name]:g}" for name in self.sampling_from_file]
+        return f"; from the file: {', '.join(chosen)}" if chosen else ""
