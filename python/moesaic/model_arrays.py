@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, cast, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from moesaic import _core, scoring
 from moesaic.capture import Captures, resolve
+from moesaic.errors import MoesaicError
 from moesaic.inputs import Prompt
 from moesaic.model_base import LoadedModel
 from moesaic.session import Session, encoded_path, forward_many, logits_name, run_all
@@ -25,7 +26,7 @@ class ArrayMethods(LoadedModel):
         Parameters
         ----------
         tokens : sequence of int, integer array (n,), or str
-            Text is tokenised as a prompt is. At most ``n_ctx`` tokens.
+            Text is tokenised as a prompt of :meth:`generate` is. At most ``n_ctx`` tokens.
 
         Returns
         -------
@@ -196,29 +197,69 @@ class ArrayMethods(LoadedModel):
 
     # -- scores ------------------------------------------------------------------------------------
 
+    @overload
     def score(
-        self, contexts: Sequence[Prompt], continuations: Sequence[Prompt]
-    ) -> list[tuple[float, bool]]:
+        self,
+        contexts: Sequence[Prompt],
+        continuations: Sequence[Prompt],
+        *,
+        truncate: Literal["left"] | None = None,
+        errors: Literal["raise"] = "raise",
+    ) -> list[tuple[float, bool]]: ...
+    @overload
+    def score(
+        self,
+        contexts: Sequence[Prompt],
+        continuations: Sequence[Prompt],
+        *,
+        truncate: Literal["left"] | None = None,
+        errors: Literal["return"],
+    ) -> list[tuple[float, bool] | MoesaicError]: ...
+    def score(
+        self,
+        contexts: Sequence[Prompt],
+        continuations: Sequence[Prompt],
+        *,
+        truncate: Literal["left"] | None = None,
+        errors: Literal["raise", "return"] = "raise",
+    ) -> list[tuple[float, bool]] | list[tuple[float, bool] | MoesaicError]:
         """Return how probable continuations are after their contexts.
 
         Parameters
         ----------
         contexts, continuations : sequences of str, or of tokens
-            As many of one as of the other. Texts are joined before they are tokenised; a blank at
-            the end of a context counts to the continuation. An empty context stands for the
-            begin-of-text token.
+            As many of one as of the other. An empty context stands for the begin-of-text token; an
+            empty continuation has log-likelihood 0.
+        truncate : {None, "left"}
+            What to do with a context that is too long: refuse it, or cut its beginning off, so that
+            context and continuation are ``n_ctx + 1`` tokens (the last one is only predicted).
+        errors : {"raise", "return"}
+            A pair that cannot be scored refuses the call, which names it by index, or has its
+            ArgumentError in its place of the list.
 
         Returns
         -------
         list of (float, bool)
             Log-likelihood (natural logarithm) of all tokens of the continuation together, and
-            whether greedy decoding would give exactly them.
+            whether greedy decoding would give exactly them. Suppressed tokens count as the model
+            has them.
 
         Raises
         ------
         ArgumentError
-            Not as many of one as of the other, an empty continuation, bad tokens, or a pair longer
-            than ``n_ctx``.
+            Not as many of one as of the other, bad tokens, or a pair longer than ``n_ctx``.
+
+        Notes
+        -----
+        Context and continuation are tokenised as one text, control tokens recognised as by
+        :meth:`generate`. Where it begins with the context's own tokens, the rest is the
+        continuation's. Where a token spans the border, the rule is lm-evaluation-harness's: a blank
+        at the end of the context counts to the continuation, and what follows as many tokens as
+        the context alone has is scored after the context's own tokens. Where that leaves none
+        ("th" and "e" are one token "the"), the whole text's tokens are scored from the first one
+        that differs from the context's own.
+
+        What items begin with together is run once: it is worth giving all of them in one call.
 
         Examples
         --------
@@ -229,7 +270,65 @@ class ArrayMethods(LoadedModel):
         True
         """
         self._engine.check_usable("Model.score")
-        return scoring.score(self, contexts, continuations)
+        scores = scoring.score(self, contexts, continuations, truncate, errors)
+        return cast("list[tuple[float, bool]]", scores) if errors == "raise" else scores
+
+    @overload
+    def iter_score(
+        self,
+        contexts: Sequence[Prompt],
+        continuations: Sequence[Prompt],
+        *,
+        truncate: Literal["left"] | None = None,
+        errors: Literal["raise"] = "raise",
+    ) -> Iterator[tuple[int, tuple[float, bool]]]: ...
+    @overload
+    def iter_score(
+        self,
+        contexts: Sequence[Prompt],
+        continuations: Sequence[Prompt],
+        *,
+        truncate: Literal["left"] | None = None,
+        errors: Literal["return"],
+    ) -> Iterator[tuple[int, tuple[float, bool] | MoesaicError]]: ...
+    def iter_score(
+        self,
+        contexts: Sequence[Prompt],
+        continuations: Sequence[Prompt],
+        *,
+        truncate: Literal["left"] | None = None,
+        errors: Literal["raise", "return"] = "raise",
+    ) -> Iterator[tuple[int, Any]]:
+        """Score as :meth:`score` does, yielding each result when it is there.
+
+        What has been yielded is kept when the rest is interrupted.
+
+        Parameters
+        ----------
+        contexts, continuations, truncate, errors
+            As for :meth:`score`.
+
+        Yields
+        ------
+        (int, (float, bool))
+            Index of the pair, and its result; not in the order of the indices.
+
+        Raises
+        ------
+        ArgumentError
+            As for :meth:`score`, at the call and not only in the loop.
+
+        Examples
+        --------
+        >>> import moesaic
+        >>> m = moesaic.Model.demo()
+        >>> kept = dict(m.iter_score(["In the", "And the"], [" beginning", " earth"]))
+        >>> sorted(kept)
+        [0, 1]
+        """
+        where = "Model.iter_score"
+        self._engine.check_usable(where)
+        return scoring.iter_score(self, contexts, continuations, truncate, errors, where)
 
     def score_rolling(self, texts: Sequence[Prompt]) -> list[float]:
         """Return the log-likelihood of whole texts, of any length.
