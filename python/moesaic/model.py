@@ -230,9 +230,10 @@ class Model(ChatMethods, ArrayMethods):
 
 
 # What completion and help() show: every option with its default.
-for _name in ("generate", "stream", "chat"):
-    _method = getattr(Model, _name)
-    _method.__signature__ = spelled_out(_method)
+for _owner, _names in ((Model, ("generate", "stream", "chat")), (Session, ("generate", "stream"))):
+    for _name in _names:
+        _method = getattr(_owner, _name)
+        _method.__signature__ = spelled_out(_method)
 
 
 def _one_of(value: Any, name: str, known: Sequence[str]) -> str:
