@@ -16,6 +16,7 @@
 #include "bindings/interruptible.h"
 #include "bindings/numpy.h"
 #include "bindings/register.h"
+#include "bindings/text.h"
 #include "gguf/writer.h"
 #include "quant/qtype.h"
 
@@ -35,7 +36,12 @@ py::str to_str(std::string_view text) {
 
 std::string from_str(const py::str& text) {
   PyObject* object = PyUnicode_AsEncodedString(text.ptr(), "utf-8", "surrogateescape");
-  if (object == nullptr) throw py::error_already_set();
+  if (object == nullptr) {
+    PyErr_Clear();
+    fail<ArgumentError>(
+        "[GGUF] text: got a lone surrogate that stands for no byte, need text that "
+        "UTF-8 can write; decode bytes with errors='surrogateescape'");
+  }
   return py::reinterpret_steal<py::bytes>(object);
 }
 
@@ -267,8 +273,9 @@ py::typing::List<py::str> keys(const GGUFFile& self) {
 }
 
 const gguf::Value& find(const GGUFFile& self, const py::str& key) {
-  const gguf::Value* value = self.file().find(from_str(key));
-  if (value == nullptr) throw py::key_error(key.cast<std::string>());
+  const std::string encoded = from_str(key);
+  const gguf::Value* value = self.file().find(encoded);
+  if (value == nullptr) throw py::key_error(readable(encoded));
   return *value;
 }
 
@@ -326,8 +333,9 @@ py::array_t<float> dequantize_tensor(const GGUFFile& self, std::size_t index, st
   return out;
 }
 
-void writer_add_array(gguf::Writer& writer, const std::string& key, const std::string& type,
+void writer_add_array(gguf::Writer& writer, const py::str& text, const std::string& type,
                       const py::array& values) {
+  const std::string key = from_str(text);
   const ValueType elem_type = value_type(type, key);
   const auto packed = py::array::ensure(values, py::array::c_style);
   if (!packed) throw py::error_already_set();
@@ -336,8 +344,9 @@ void writer_add_array(gguf::Writer& writer, const std::string& key, const std::s
       {static_cast<const std::uint8_t*>(packed.data()), static_cast<std::size_t>(packed.nbytes())});
 }
 
-void writer_add_tensor(gguf::Writer& writer, const std::string& name, const std::string& qtype,
+void writer_add_tensor(gguf::Writer& writer, const py::str& text, const std::string& qtype,
                        const Shape& shape, const py::object& raw) {
+  const std::string name = from_str(text);
   const quant::QtypeTraits& traits = qtype_traits(qtype, "[write_gguf]");
   count_elems(shape, "[write_gguf]");
   const std::vector<std::uint64_t> ne(shape.rbegin(), shape.rend());
@@ -385,36 +394,42 @@ void register_writer(py::module_& m) {
       .def(py::init<std::uint32_t>(), py::arg("alignment") = 32)
       .def(
           "add_int",
-          [](Writer& self, const std::string& key, const std::string& type, std::int64_t value) {
+          [](Writer& self, const py::str& text, const std::string& type, std::int64_t value) {
+            const std::string key = from_str(text);
             self.add_int(key, value_type(type, key), value);
           },
           py::arg("key"), py::arg("type"), py::arg("value"))
       .def(
           "add_uint",
-          [](Writer& self, const std::string& key, const std::string& type, std::uint64_t value) {
+          [](Writer& self, const py::str& text, const std::string& type, std::uint64_t value) {
+            const std::string key = from_str(text);
             self.add_uint(key, value_type(type, key), value);
           },
           py::arg("key"), py::arg("type"), py::arg("value"))
       .def(
           "add_float",
-          [](Writer& self, const std::string& key, const std::string& type, double value) {
+          [](Writer& self, const py::str& text, const std::string& type, double value) {
+            const std::string key = from_str(text);
             self.add_float(key, value_type(type, key), value);
           },
           py::arg("key"), py::arg("type"), py::arg("value"))
-      .def("add_bool", &Writer::add_bool, py::arg("key"), py::arg("value"))
+      .def(
+          "add_bool",
+          [](Writer& self, const py::str& key, bool value) { self.add_bool(from_str(key), value); },
+          py::arg("key"), py::arg("value"))
       .def(
           "add_string",
-          [](Writer& self, const std::string& key, const py::str& value) {
-            self.add_string(key, from_str(value));
+          [](Writer& self, const py::str& key, const py::str& value) {
+            self.add_string(from_str(key), from_str(value));
           },
           py::arg("key"), py::arg("value"))
       .def(
           "add_strings",
-          [](Writer& self, const std::string& key, const std::vector<py::str>& values) {
+          [](Writer& self, const py::str& key, const std::vector<py::str>& values) {
             std::vector<std::string> strings;
             strings.reserve(values.size());
             for (const py::str& value : values) strings.push_back(from_str(value));
-            self.add_strings(key, strings);
+            self.add_strings(from_str(key), strings);
           },
           py::arg("key"), py::arg("values"))
       .def("add_array", &writer_add_array, py::arg("key"), py::arg("type"), py::arg("values"))

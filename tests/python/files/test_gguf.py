@@ -336,3 +336,28 @@ def test_reprs(path: Path) -> None:
     assert repr(f.tensors["w"]) == "Tensor('w', shape=(2, 4), qtype='F32', nbytes=32)"
     assert "1 keys" in repr(f.metadata) and "1 tensors" in repr(f.tensors)
     assert len(qtypes()) == 31
+
+
+def test_text_that_is_not_utf8_is_read_and_written(tmp_path):
+    bad = b"caf\xe9".decode("utf-8", "surrogateescape")
+    meta = {
+        f"{bad}.text": bad,
+        f"{bad}.texts": [bad, "x"],
+        f"{bad}.int": 3,
+        f"{bad}.float": 0.5,
+        f"{bad}.flag": True,
+        f"{bad}.array": np.arange(3, dtype=np.int32),
+    }
+    path = tmp_path / "bad.gguf"
+    moesaic.write_gguf(path, {"general.architecture": "x", **meta}, {bad: np.ones(4, np.float32)})
+    with moesaic.GGUF(path) as file:
+        for key, value in meta.items():
+            assert np.array_equal(file.metadata[key], value)
+        assert list(file.tensors) == [bad]
+        repr(file), file._repr_html_(), repr(file.tensors[bad])
+        for missing in (bad, "no such key"):
+            with pytest.raises(KeyError):
+                file.metadata[missing]
+    for wrong in ({"key": "\ud800"}, {"\ud800": 1}, {"key": ["\ud800"]}):
+        with pytest.raises(moesaic.ArgumentError, match="lone surrogate"):
+            moesaic.write_gguf(tmp_path / "no.gguf", wrong, {})
