@@ -23,7 +23,7 @@ def session_ids(session: Session, prompt: Any, where: str) -> Tokens:
         return model._ids(prompt, where)
 
     def encode(text: str) -> Tokens:
-        return model.tokenizer.encode(text, add_special=False, parse_special=True)
+        return model.tokenizer.encode_prompt(text, begin=False)
 
     return prompt_ids(prompt, encode, model.config.vocab, where)
 

@@ -336,7 +336,7 @@ class Tokenizer:
             ids.append(v.eos_id)
         return np.array(ids, dtype=np.int32)
 
-    def encode_prompt(self, text: str) -> npt.NDArray[np.int32]:
+    def encode_prompt(self, text: str, *, begin: bool = True) -> npt.NDArray[np.int32]:
         """Turn a text that a model is to continue into token ids.
 
         Control tokens written in it are recognised (but for those that messages spell in a text
@@ -347,6 +347,8 @@ class Tokenizer:
         ----------
         text : str
             Any text without lone surrogates.
+        begin : bool
+            It begins the sequence. Off, it goes on after other tokens, and gets no BOS.
 
         Returns
         -------
@@ -368,7 +370,7 @@ class Tokenizer:
         """
         v = self._vocabulary
         ids = self._text_ids(text, True, getattr(text, "literal", frozenset()))
-        if v.add_bos and v.bos_id is not None and ids[:1] != [v.bos_id]:
+        if begin and v.add_bos and v.bos_id is not None and ids[:1] != [v.bos_id]:
             ids = [v.bos_id, *ids]
         return np.array(ids, dtype=np.int32)
 

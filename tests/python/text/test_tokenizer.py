@@ -464,6 +464,7 @@ def test_a_prompt_begins_once_and_does_not_end() -> None:
     assert tokenizer.encode_prompt("<s>a").tolist() == [256, 97]
     assert tokenizer.encode_prompt("<s><s>a</s>").tolist() == [256, 256, 97, 257]  # as written
     assert tokenizer.encode_prompt("").tolist() == [256]
+    assert tokenizer.encode_prompt("a", begin=False).tolist() == [97]
     literal = RenderedChat("<s>a</s>b<s>", {9})
     assert tokenizer.encode_prompt(literal).tolist() == [256, 97, 257, 98, 60, 115, 62]
 
