@@ -107,6 +107,26 @@ TEST_P(Preempt, StreamsReadInTurnOfMoreTokensThanThePoolHoldsAllComeToTheirEnds)
   }
 }
 
+TEST_P(Preempt, TwoThatLackPagesAtOnceDoNotWaitForEachOther) {
+  FakeOptions fake;
+  fake.n_ctx = 128;
+  fake.kv_tokens = 128;
+  make(fake);
+  const RequestSpec first = generate(prompt(40), 80);
+  const RequestSpec second = generate(prompt(40, 6), 80, 2);
+  Stream a(*engine_, first);
+  Stream b(*engine_, second);
+  while (!a.finished() || !b.finished()) {
+    ASSERT_TRUE(a.wait() && b.wait());  // both callers are there at once
+    b.answer();
+    a.answer();
+  }
+  expect_tokens(a.tokens(), first);
+  expect_tokens(b.tokens(), second);
+  EXPECT_GT(engine_->stats().preemptions, 0U);
+  expect_nothing_held();
+}
+
 TEST_P(Preempt, ACallOutOfACallbackRunsThoughThePoolIsFull) {
   FakeOptions fake;
   fake.n_ctx = 128;
