@@ -15,6 +15,14 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+// Losses one after the other in the same work, none of which came further than those before: it is
+// the work that ends the workers.
+constexpr int kMostLossesInARow = 8;
+constexpr std::chrono::milliseconds kPause{200};  // between two tries
+constexpr std::chrono::seconds kSayEvery{1};
+
+double seconds_of(std::chrono::duration<double> span) { return span.count(); }
+
 // Of the engine's steps: large, because a pipeline drains between two of them.
 constexpr std::int64_t kMaxStepRows = 16384;
 
@@ -123,47 +131,104 @@ std::int64_t ClusterRunner::pages_needed(model::SequenceId sequence, std::int64_
 // --- loss and recovery
 
 void ClusterRunner::with_ring(const CancelFlag* cancel, const std::function<void()>& work) {
-  const auto give_up = Clock::now() + setup_.wait_for_worker;
+  tries_ = {};
   while (true) {
-    if (!ring_) throw *lost_;
+    if (!ring_) recover(cancel);
+    tries_.rows = 0;
     try {
       ring_->check();
       work();
       return;
     } catch (const WorkerLost& lost) {
-      lost_ = std::make_unique<WorkerLost>(lost);
-      ring_.reset();
-      for (auto& [id, sequence] : sequences_) sequence.is_there = sequence.tokens.empty();
-      if (setup_.on_loss == OnLoss::kRaise || Clock::now() > give_up) throw;
-      recover(cancel, *lost_);
+      note_loss(lost);
+      tries_.losses_in_a_row = tries_.rows > tries_.best ? 1 : tries_.losses_in_a_row + 1;
+      tries_.best = std::max(tries_.best, tries_.rows);
+      if (setup_.on_loss == OnLoss::kRaise) give_up("");
+      if (tries_.losses_in_a_row >= kMostLossesInARow) {
+        give_up(strcat(" (", tries_.losses_in_a_row,
+                       " times in a row at the same place of this request)"));
+      }
     }
   }
 }
 
-// Until a new ring stands or the patience ends. Workers may still be freeing what the old
-// deployment took, or starting: any failure but the caller's own is tried again.
-void ClusterRunner::recover(const CancelFlag* cancel, const WorkerLost& lost) {
-  const auto give_up = Clock::now() + setup_.wait_for_worker;
-  constexpr std::chrono::milliseconds kPause{200};
+void ClusterRunner::note_loss(const WorkerLost& lost) {
+  lost_ = std::make_unique<WorkerLost>(lost);
+  ring_.reset();
+  for (auto& [id, sequence] : sequences_) sequence.is_there = sequence.tokens.empty();
+  say("lost", strcat(lost.what(), setup_.on_loss == OnLoss::kReplan ? "; the others take its layers"
+                                  : setup_.on_loss == OnLoss::kWait
+                                      ? strcat("; waiting for it (up to ",
+                                               seconds_of(setup_.wait_for_worker), " s)")
+                                      : std::string()));
+}
+
+void ClusterRunner::say(const char* what, const std::string& text, double done,
+                        double total) const {
+  if (setup_.news) setup_.news({what, lost_ ? lost_->node : "", text, done, total});
+}
+
+std::string ClusterRunner::advice() const {
+  switch (setup_.on_loss) {
+    case OnLoss::kRaise:
+      return "; start it again: the next call links to it anew, and sessions go on (their tokens "
+             "are run again; weights that are still held are not read again); or load with "
+             "on_loss=\"wait\" or \"replan\" to go on without an error";
+    case OnLoss::kWait:
+      return "; start it again: the next call waits for it anew, and sessions go on";
+    case OnLoss::kReplan:
+      break;
+  }
+  return "; start it again or add a worker: the next call tries anew, and sessions go on";
+}
+
+void ClusterRunner::give_up(const std::string& why) {
+  if (!why.empty()) say("gave up", strcat(lost_->what(), why));
+  throw WorkerLost(strcat(lost_->what(), why, advice()), lost_->node, lost_->layers, lost_->tokens);
+}
+
+// Until a new ring stands or the patience ends, which counts from here: from the loss, or from the
+// call that finds the worker lost. Workers may still be freeing what the old deployment took, or
+// starting: any failure but the caller's own is tried again. With on_loss="raise" one try.
+void ClusterRunner::recover(const CancelFlag* cancel) {
+  const bool patient = setup_.on_loss != OnLoss::kRaise;
+  const std::chrono::milliseconds patience =
+      patient ? setup_.wait_for_worker : std::chrono::milliseconds(0);
+  const auto begin = Clock::now();
+  auto until = begin + patience;
+  auto say_next = begin + kSayEvery;
+  RemakeQuery query{
+      .cancel = cancel, .lost = {lost_->node}, .again = !patient, .patience = patience};
+  const char* const what = setup_.on_loss == OnLoss::kReplan ? "re-planning" : "waiting";
+  if (patient) say(what, "", 0, seconds_of(patience));
   while (true) {
     std::string why;
     try {
-      ring_ = setup_.remake(cancel);
+      ring_ = setup_.remake(query);
+      say("back", strcat("[Cluster] the model is whole again after ",
+                         seconds_of(Clock::now() - begin), " s"));
       return;
     } catch (const CancelledError&) {
       throw;
+    } catch (const WorkerLost& lost) {
+      why = lost.what();
+      if (std::find(query.lost.begin(), query.lost.end(), lost.node) == query.lost.end()) {
+        query.lost.push_back(lost.node);  // another one, while the first was being replaced
+        until = Clock::now() + patience;
+        note_loss(lost);
+      }
     } catch (const Error& e) {
       why = e.what();
     }
-    if (Clock::now() > give_up) {
-      lost_ = std::make_unique<WorkerLost>(strcat(lost.what(), "; it did not come back: ", why),
-                                           lost.node, lost.layers, lost.tokens);
-      throw *lost_;
-    }
-    const auto next = Clock::now() + kPause;
-    while (Clock::now() < next) {
+    query.again = true;
+    if (Clock::now() >= until) give_up(strcat("; it did not come back: ", why));
+    for (const auto next = Clock::now() + kPause; Clock::now() < next;) {
       if (cancel != nullptr) cancel->check();
       std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+    if (Clock::now() >= say_next) {
+      say(what, "", seconds_of(Clock::now() - begin), seconds_of(patience));
+      say_next = Clock::now() + kSayEvery;
     }
   }
 }

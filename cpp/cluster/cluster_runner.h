@@ -21,6 +21,14 @@
 
 namespace moesaic::cluster {
 
+// What a new ring is made for.
+struct RemakeQuery {
+  const CancelFlag* cancel = nullptr;
+  std::vector<std::string> lost;  // addresses of the workers whose loss it is
+  bool again = false;             // without those that are lost it could not be made
+  std::chrono::milliseconds patience{0};
+};
+
 struct RunnerSetup {
   model::ModelFile model;
   model::LoadOptions load;  // kv_tokens as planned; max_step_rows unused
@@ -29,9 +37,11 @@ struct RunnerSetup {
   std::uint32_t payload_limit = 0;
   OnLoss on_loss = OnLoss::kRaise;
   std::chrono::milliseconds wait_for_worker{600000};
+  std::chrono::milliseconds step_deadline{10000};  // a stage computes nothing for so long: lost
   // A new ring, after a loss: on the same nodes, or (replan) on those that answer. Throws
   // when it cannot be made now.
-  std::function<std::unique_ptr<Ring>(const CancelFlag* cancel)> remake;
+  std::function<std::unique_ptr<Ring>(const RemakeQuery& query)> remake;
+  NewsSink news;  // may be empty
 };
 
 class ClusterRunner final : public model::Runner {
@@ -75,21 +85,31 @@ class ClusterRunner final : public model::Runner {
   struct Decoding {         // one sequence of a run ahead
     std::size_t index = 0;  // in the step
     model::SequenceStep step;
-    std::int64_t left = 0;  // tokens still to be sampled
-    std::span<const std::int32_t> stop_tokens;
+    std::int64_t left = 0;                  // tokens still to be sampled
+    std::vector<std::int32_t> stop_tokens;  // each once, sorted
     bool alive = true;
+  };
+  struct Tries {              // of one call's work
+    std::int64_t best = 0;    // how far one of them came
+    std::int64_t rows = 0;    // how far this one has come
+    int losses_in_a_row = 0;  // none of which came any further
   };
 
   Sequence& at(model::SequenceId id);
   // Does the work, again from its start on a new ring when a worker is lost and on_loss says so.
+  // Each loss has a patience of its own. Work that ends a worker each time is given up.
   void with_ring(const CancelFlag* cancel, const std::function<void()>& work);
-  void recover(const CancelFlag* cancel, const WorkerLost& lost);
+  void note_loss(const WorkerLost& lost);
+  void recover(const CancelFlag* cancel);
+  [[noreturn]] void give_up(const std::string& why);
+  std::string advice() const;
+  void say(const char* what, const std::string& text, double done = 0, double total = 0) const;
   void tell(const wire::KvOp& op);
   void bring_back(model::SequenceId id, std::int64_t n_tokens, const CancelFlag* cancel);
   void bring_back_all(const model::Step& step, const CancelFlag* cancel);
   void claim(std::span<const model::SequenceStep> sequences);
   void commit(const model::SequenceStep& step);
-  CutOptions cut_options() const;
+  CutOptions cut_options(std::span<const std::size_t> field_bytes, const model::Step& step) const;
   model::StepResult dispatch(const model::Step& step, const CancelFlag* cancel);
   bool decode(std::vector<Decoding>& sequences, model::AheadSink& sink, const CancelFlag* cancel);
   Ring::Event wait(const CancelFlag* cancel);
@@ -99,8 +119,9 @@ class ClusterRunner final : public model::Runner {
                   std::int64_t n_tokens, const CancelFlag* cancel);
 
   RunnerSetup setup_;
-  std::unique_ptr<Ring> ring_;  // null: lost for good
+  std::unique_ptr<Ring> ring_;  // null after a loss, until a call has made it anew
   std::unique_ptr<WorkerLost> lost_;
+  Tries tries_;
   model::MemoryNeed memory_;
   std::int64_t max_step_rows_;
   std::size_t kv_row_bytes_;  // of one layer

@@ -11,8 +11,9 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 constexpr std::chrono::milliseconds kPoll{25};  // how late a Ctrl-C is heard
-// No worker finishes a row for so long: it is stuck, though its net thread answers.
-constexpr std::chrono::seconds kStuck{300};
+// Beyond a step's own deadline nothing comes, no stage computes, and none says that it is stuck:
+// something was lost on the way. Slow links take long for a large frame.
+constexpr std::chrono::seconds kSilence{120};
 
 std::int64_t rows_of(const MicroBatch& batch) {
   std::int64_t n = 0;
@@ -20,22 +21,52 @@ std::int64_t rows_of(const MicroBatch& batch) {
   return n;
 }
 
+std::vector<std::int32_t> each_once(std::span<const std::int32_t> tokens) {
+  std::vector<std::int32_t> sorted(tokens.begin(), tokens.end());
+  std::sort(sorted.begin(), sorted.end());
+  sorted.erase(std::unique(sorted.begin(), sorted.end()), sorted.end());
+  return sorted;
+}
+
+// Of each sequence of a step that does not run ahead. Throws ArgumentError for one too large.
+std::vector<std::size_t> field_bytes_of(const model::Step& step) {
+  const std::size_t most = most_field_bytes(step);
+  std::vector<std::size_t> bytes;
+  for (const model::SequenceStep& each : step.sequences) {
+    bytes.push_back(field_bytes(each, 0, 0, most));
+  }
+  return bytes;
+}
+
 }  // namespace
 
-// What comes next. Polls the caller's flag, and the workers' progress.
+// What comes next. Polls the caller's flag, and what the workers' pings say of their computing: a
+// stage that stands still is lost, as one that is gone.
 Ring::Event ClusterRunner::wait(const CancelFlag* cancel) {
-  auto deadline = Clock::now() + kStuck;
-  std::uint64_t rows_done = ring_->rows_done();
+  auto moved = Clock::now();
+  std::uint64_t units_done = ring_->units_done();
   while (true) {
     if (cancel != nullptr) cancel->check();
-    if (auto event = ring_->next(kPoll)) return std::move(*event);
-    if (const std::uint64_t now = ring_->rows_done(); now != rows_done) {
-      rows_done = now;
-      deadline = Clock::now() + kStuck;
+    if (auto event = ring_->next(kPoll)) {
+      if (const auto* error = std::get_if<wire::ErrorReply>(&event->in.message);
+          error != nullptr && error->request == 0) {
+        ring_->lose(event->stage, strcat("it failed: ", net::printable(error->text)));
+      }
+      return std::move(*event);
     }
-    if (Clock::now() > deadline) {
-      fail<DeadlineError>("[Cluster] no worker has finished a row for ", kStuck.count(), " s (",
-                          ring_->activities(), "); restart the one that is stuck");
+    const auto now = Clock::now();
+    if (const std::uint64_t done = ring_->units_done(); done != units_done) {
+      units_done = done;
+      moved = now;
+    }
+    if (const auto stage = ring_->stuck(setup_.step_deadline)) {
+      ring_->lose(*stage, strcat("it answers, but has computed nothing for ",
+                                 setup_.step_deadline.count(), " ms (", ring_->activities(), ")"));
+    }
+    if (now - moved > setup_.step_deadline + kSilence) {
+      ring_->lose(ring_->furthest_behind(),
+                  strcat("nothing has come for ", kSilence.count(), " s though all answer (",
+                         ring_->activities(), ")"));
     }
   }
 }
@@ -63,6 +94,7 @@ void ClusterRunner::commit(const model::SequenceStep& step) {
 
 model::StepResult ClusterRunner::run(const model::Step& step) {
   check_step(step, limits_of(*this));
+  field_bytes_of(step);  // a request too large is refused before anything is sent
   model::StepResult result;
   with_ring(step.cancel, [&] {
     bring_back_all(step, step.cancel);
@@ -73,14 +105,18 @@ model::StepResult ClusterRunner::run(const model::Step& step) {
   return result;
 }
 
-CutOptions ClusterRunner::cut_options() const {
+CutOptions ClusterRunner::cut_options(std::span<const std::size_t> field_bytes,
+                                      const model::Step& step) const {
   return {.max_rows = setup_.micro_batch_rows,
           .n_stages = static_cast<std::int64_t>(ring_->n_stages()),
-          .cost = setup_.batch_cost};
+          .cost = setup_.batch_cost,
+          .field_bytes = field_bytes,
+          .most_field_bytes = most_field_bytes(step)};
 }
 
 model::StepResult ClusterRunner::dispatch(const model::Step& step, const CancelFlag* cancel) {
-  const std::vector<MicroBatch> batches = cut_step(step, cut_options());
+  const std::vector<std::size_t> bytes = field_bytes_of(step);
+  const std::vector<MicroBatch> batches = cut_step(step, cut_options(bytes, step));
   const std::uint64_t first = next_id_;
   next_id_ += batches.size();
   ring_->drop_events();  // of steps that were given up
@@ -105,11 +141,12 @@ model::StepResult ClusterRunner::dispatch(const model::Step& step, const CancelF
       if (const auto* result = std::get_if<wire::Result>(&event.in.message)) {
         if (!assembly.owns(result->step)) continue;
         assembly.take(*result, event.in.payload);
+        if (result->last) tries_.rows += rows_of(batches[result->step - first]);
         if (result->last && step.progress) step.progress(rows_of(batches[result->step - first]));
       } else if (const auto* capture = std::get_if<wire::Capture>(&event.in.message)) {
         if (assembly.owns(capture->step)) assembly.take(*capture, event.in.payload);
       } else if (const auto* error = std::get_if<wire::ErrorReply>(&event.in.message)) {
-        if (error->request == 0 || assembly.owns(error->request)) {
+        if (assembly.owns(error->request)) {
           throw_error(*error, ring_->stage(event.stage).address);
         }
       }
@@ -135,7 +172,9 @@ void ClusterRunner::run_ahead(const model::Step& step, std::span<const model::Ah
         ahead[i].max_tokens < 1) {
       fail<InternalError>("[run_ahead] sequence ", i, ": needs one row and a sampler");
     }
-    sequences.push_back({i, sequence, ahead[i].max_tokens, ahead[i].stop_tokens, true});
+    Decoding decoding{i, sequence, ahead[i].max_tokens, each_once(ahead[i].stop_tokens), true};
+    field_bytes(sequence, decoding.left, decoding.stop_tokens.size(), most_field_bytes(step));
+    sequences.push_back(std::move(decoding));
   }
   with_ring(step.cancel, [&] {
     while (decode(sequences, sink, step.cancel)) {
@@ -149,16 +188,19 @@ bool ClusterRunner::decode(std::vector<Decoding>& sequences, model::AheadSink& s
                            const CancelFlag* cancel) {
   model::Step step;
   std::vector<std::size_t> places;  // of the step's sequences in `sequences`
+  std::vector<std::size_t> bytes;   // of their fields
   for (std::size_t i = 0; i < sequences.size(); ++i) {
     if (!sequences[i].alive) continue;
     step.sequences.push_back(sequences[i].step);
     places.push_back(i);
+    bytes.push_back(field_bytes(sequences[i].step, sequences[i].left,
+                                sequences[i].stop_tokens.size(), most_field_bytes(step)));
   }
   if (places.empty()) return false;
   bring_back_all(step, cancel);
   claim(step.sequences);
 
-  const std::vector<MicroBatch> groups = cut_step(step, cut_options());
+  const std::vector<MicroBatch> groups = cut_step(step, cut_options(bytes, step));
   const std::uint64_t first = next_id_;
   next_id_ += groups.size();
   ring_->drop_events();
@@ -174,7 +216,7 @@ bool ClusterRunner::decode(std::vector<Decoding>& sequences, model::AheadSink& s
     for (std::size_t k = 0; k < groups[g].size(); ++k) {
       Decoding& decoding = sequences[places[groups[g][k].sequence]];
       run.sequences[k].decode_ahead = static_cast<std::uint32_t>(decoding.left - 1);
-      run.sequences[k].stop_tokens.assign(decoding.stop_tokens.begin(), decoding.stop_tokens.end());
+      run.sequences[k].stop_tokens = decoding.stop_tokens;
       tokens.push_back(decoding.step.tokens[0]);
       state.alive.push_back(places[groups[g][k].sequence]);
     }
@@ -187,7 +229,7 @@ bool ClusterRunner::decode(std::vector<Decoding>& sequences, model::AheadSink& s
     while (n_alive > 0) {
       const Ring::Event event = wait(cancel);
       if (const auto* error = std::get_if<wire::ErrorReply>(&event.in.message)) {
-        if (error->request == 0 || (error->request >= first && error->request < next_id_)) {
+        if (error->request >= first && error->request < next_id_) {
           throw_error(*error, ring_->stage(event.stage).address);
         }
         continue;
@@ -217,9 +259,10 @@ bool ClusterRunner::decode(std::vector<Decoding>& sequences, model::AheadSink& s
         decoding.step.history.push_back(token);
         keep_looked_back(*decoding.step.sampler, decoding.step.history);
         --decoding.left;
+        tries_ = {};  // as far as here it never has to go again
         const auto& stops = decoding.stop_tokens;
         decoding.alive =
-            decoding.left > 0 && std::find(stops.begin(), stops.end(), token) == stops.end();
+            decoding.left > 0 && !std::binary_search(stops.begin(), stops.end(), token);
         if (decoding.alive != from.alive) {
           fail<ProtocolError>("[cluster] Result: sequence ", k, " of step ", result->step,
                               " goes on where it ends, or ends where it goes on");
@@ -266,7 +309,7 @@ std::vector<std::uint8_t> ClusterRunner::read_rows(model::SequenceId sequence,
   while (missing > 0 || !passed) {
     const Ring::Event event = wait(cancel);
     if (const auto* error = std::get_if<wire::ErrorReply>(&event.in.message)) {
-      if (error->request == request || error->request == 0) {
+      if (error->request == request) {
         throw_error(*error, ring_->stage(event.stage).address);
       }
       continue;
@@ -324,7 +367,7 @@ void ClusterRunner::write_rows(model::SequenceId sequence, std::span<const std::
   for (std::size_t missing = ring_->n_stages(); missing > 0;) {
     const Ring::Event event = wait(cancel);
     if (const auto* error = std::get_if<wire::ErrorReply>(&event.in.message)) {
-      if (error->request == request || error->request == 0) {
+      if (error->request == request) {
         throw_error(*error, ring_->stage(event.stage).address);
       }
     } else if (const auto* rows = std::get_if<wire::KvRows>(&event.in.message)) {

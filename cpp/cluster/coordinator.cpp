@@ -16,6 +16,7 @@
 #include "cluster/plan_time.h"
 #include "cluster/ring.h"
 #include "cluster/slice_pull.h"
+#include "cluster/step_deadline.h"
 #include "cluster/step_messages.h"
 #include "cluster/weight_store.h"
 
@@ -26,9 +27,8 @@ using Clock = std::chrono::steady_clock;
 constexpr std::chrono::milliseconds kPoll{10};
 constexpr std::chrono::seconds kStatusDeadline{4};
 constexpr std::chrono::seconds kMeasureDeadline{30};
-// Others have as much work to do when one is lost; a plan without it that does not stand soon will
-// not stand later.
-constexpr std::chrono::seconds kReplanPatience{20};
+constexpr std::chrono::milliseconds kDialDeadline{5000};
+constexpr std::chrono::milliseconds kLeastDialDeadline{1000};
 
 // A worker as the coordinator's own link to it knows it. Guarded by the coordinator's mutex.
 struct Node {
@@ -79,15 +79,25 @@ class CoordinatorImpl final : public Coordinator,
   std::unique_ptr<model::Runner> deploy(std::shared_ptr<const gguf::File> file, const Plan& plan,
                                         const DeployOptions& options) override;
   std::vector<NodeFacts> facts(const CancelFlag* cancel) override;
+  void add(const std::string& address, const CancelFlag* cancel) override;
   void close() override;
 
  private:
+  // Of all workers, or after a loss of those whose links live: nothing is dialled.
+  struct Asked {
+    bool measure = false;
+    bool dial = true;
+    std::vector<std::string> lost{};  // these are not asked
+  };
+  std::vector<NodeInfo> ask_nodes(const Asked& asked, const CancelFlag* cancel);
   void dial(Node& node, const CancelFlag* cancel);
   void dial_lost(const CancelFlag* cancel);
   void check_apart() const;
   void ask(const std::vector<std::size_t>& which, bool measure, const CancelFlag* cancel);
   void check_open() const;
-  std::vector<NodeFacts> alive_facts(const CancelFlag* cancel);
+  std::vector<NodeFacts> alive_facts(const Asked& asked, const CancelFlag* cancel);
+  std::vector<std::string> addresses();
+  std::vector<NodeFacts> measured_rates();
 
   CoordinatorOptions options_;
   net::LinkOptions link_options_;
@@ -139,7 +149,7 @@ void CoordinatorImpl::close() {
 // --- links and what workers say
 
 void CoordinatorImpl::dial(Node& node, const CancelFlag* cancel) {
-  node.link = net::dial(*net_, link_options_, node.address, net::milliseconds(5000), cancel);
+  node.link = net::dial(*net_, link_options_, node.address, kDialDeadline, cancel);
   node.source = std::make_shared<LinkSource>(node.link, node.address);
   node.error.clear();
   node.link->start({.on_message =
@@ -221,7 +231,10 @@ void CoordinatorImpl::ask(const std::vector<std::size_t>& which, bool measure,
     wire::StatusRequest request;
     request.request = next_request_++;
     request.measure = measure;
-    if (measure && nodes_.size() > 1) request.probe = nodes_[(i + 1) % nodes_.size()].address;
+    for (std::size_t k = 1; measure && k < nodes_.size() && request.probe.empty(); ++k) {
+      const Node& next = nodes_[(i + k) % nodes_.size()];  // to the next one that lives
+      if (next.link && !next.link->closed()) request.probe = next.address;
+    }
     try {
       node.link->send(request);
       asked[request.request] = i;
@@ -263,13 +276,63 @@ void CoordinatorImpl::ask(const std::vector<std::size_t>& which, bool measure,
 }
 
 std::vector<NodeInfo> CoordinatorImpl::nodes(bool measure, const CancelFlag* cancel) {
+  return ask_nodes({.measure = measure}, cancel);
+}
+
+std::vector<std::string> CoordinatorImpl::addresses() {
+  const std::scoped_lock lock(mutex_);
+  std::vector<std::string> all;
+  for (const Node& node : nodes_) all.push_back(node.address);
+  return all;
+}
+
+std::vector<NodeFacts> CoordinatorImpl::measured_rates() {
+  const std::scoped_lock lock(mutex_);
+  std::vector<NodeFacts> rates(nodes_.size());
+  for (std::size_t i = 0; i < nodes_.size(); ++i) {
+    rates[i].read_bytes_per_s = nodes_[i].status.read_bytes_per_s;
+    rates[i].matmul_ops_per_s = nodes_[i].status.matmul_ops_per_s;
+  }
+  return rates;
+}
+
+void CoordinatorImpl::add(const std::string& address, const CancelFlag* cancel) {
+  check_open();
+  net::split_address(address);
+  const std::scoped_lock lock(mutex_);
+  for (Node& node : nodes_) {
+    if (node.address != address) continue;
+    if (!node.link || node.link->closed()) dial(node, cancel);
+    return;
+  }
+  Node node;
+  node.address = address;
+  dial(node, cancel);
+  for (const Node& other : nodes_) {
+    if (!other.link || other.link->peer().node != node.link->peer().node) continue;
+    fail<ArgumentError>("[Cluster.add] ", address, " leads to the same worker as ", other.address,
+                        ", need each worker once");
+  }
+  nodes_.push_back(std::move(node));
+  ask({nodes_.size() - 1}, false, cancel);
+}
+
+std::vector<NodeInfo> CoordinatorImpl::ask_nodes(const Asked& asked, const CancelFlag* cancel) {
   check_open();
   const std::scoped_lock lock(mutex_);
-  dial_lost(cancel);
+  for (Node& node : nodes_) {
+    const bool lost =
+        std::find(asked.lost.begin(), asked.lost.end(), node.address) != asked.lost.end();
+    if (!lost && (asked.dial || (node.link && !node.link->closed()))) continue;
+    if (node.link) node.link->close();
+    node.link.reset();
+    if (node.error.empty()) node.error = "it was lost";
+  }
+  if (asked.dial) dial_lost(cancel);
   std::vector<std::size_t> all(nodes_.size());
   for (std::size_t i = 0; i < all.size(); ++i) all[i] = i;
   ask(all, false, cancel);
-  if (measure) {
+  if (asked.measure) {
     // Workers of one host would measure each other: they take turns, hosts do not.
     std::vector<std::vector<std::size_t>> rounds;
     std::map<std::string, std::size_t> seen;
@@ -319,8 +382,8 @@ std::vector<NodeInfo> CoordinatorImpl::nodes(bool measure, const CancelFlag* can
   return infos;
 }
 
-std::vector<NodeFacts> CoordinatorImpl::alive_facts(const CancelFlag* cancel) {
-  const std::vector<NodeInfo> infos = nodes(true, cancel);
+std::vector<NodeFacts> CoordinatorImpl::alive_facts(const Asked& asked, const CancelFlag* cancel) {
+  const std::vector<NodeInfo> infos = ask_nodes(asked, cancel);
   std::vector<NodeFacts> facts;
   const std::scoped_lock lock(mutex_);
   for (std::size_t i = 0; i < infos.size(); ++i) {
@@ -344,7 +407,7 @@ std::vector<NodeFacts> CoordinatorImpl::alive_facts(const CancelFlag* cancel) {
 }
 
 std::vector<NodeFacts> CoordinatorImpl::facts(const CancelFlag* cancel) {
-  std::vector<NodeFacts> facts = alive_facts(cancel);
+  std::vector<NodeFacts> facts = alive_facts({.measure = true}, cancel);
   if (facts.size() == nodes_.size()) return facts;
   std::string lost;
   {
@@ -406,12 +469,16 @@ std::unique_ptr<model::Runner> CoordinatorImpl::deploy(std::shared_ptr<const ggu
       options.micro_batch_rows > 0 ? options.micro_batch_rows : plan.micro_batch_rows, whole);
   setup.load.max_step_rows = setup.micro_batch_rows;
   model::validate(setup.load);
-  setup.batch_cost = batch_cost(model_cost(setup.model, setup.load), setup.micro_batch_rows);
+  const ModelCost cost = model_cost(setup.model, setup.load);
+  setup.batch_cost = batch_cost(cost, setup.micro_batch_rows);
   setup.payload_limit = payload_limit(setup.model.config, setup.micro_batch_rows);
+  setup.step_deadline =
+      std::max(options.least_step_deadline,
+               step_deadline(cost, measured_rates(), setup.micro_batch_rows, setup.load.n_ctx));
+  setup.news = options.news;
   setup.on_loss = options.on_loss;
-  setup.wait_for_worker = options.on_loss == OnLoss::kReplan
-                              ? std::chrono::milliseconds(kReplanPatience)
-                              : options.wait_for_worker;
+  setup.wait_for_worker =
+      options.on_loss == OnLoss::kReplan ? options.replan_patience : options.wait_for_worker;
 
   const std::string name = file->paths().empty()
                                ? "model.gguf"
@@ -431,7 +498,7 @@ std::unique_ptr<model::Runner> CoordinatorImpl::deploy(std::shared_ptr<const ggu
   load.kv_type = static_cast<std::uint8_t>(setup.load.kv_type);
   load.hidden = options.hidden_f16 ? wire::HiddenType::kF16 : wire::HiddenType::kF32;
   load.digests = options.digests;
-  for (const std::string& address : options_.addresses) load.sources.push_back(address);
+  load.sources = addresses();
   if (has_weights(*file)) {
     store_->offer(file, name);
     load.sources.push_back("");
@@ -457,7 +524,15 @@ std::unique_ptr<model::Runner> CoordinatorImpl::deploy(std::shared_ptr<const ggu
                         progress.total_bytes, progress.what});
     };
   }
-  std::unique_ptr<Ring> made = Ring::make(*net_, blobs_.get(), ring);
+  std::unique_ptr<Ring> made;
+  try {
+    made = Ring::make(*net_, blobs_.get(), ring);
+  } catch (const WorkerLost& lost) {
+    throw WorkerLost(strcat(lost.what(),
+                            "; start it again and load the model again (weights that "
+                            "are still held are not read again)"),
+                     lost.node, lost.layers, lost.tokens);
+  }
 
   ring.progress = nullptr;
   ring.cancel = nullptr;
@@ -470,16 +545,29 @@ std::unique_ptr<model::Runner> CoordinatorImpl::deploy(std::shared_ptr<const ggu
   cost_options.progress = nullptr;
   setup.load = cost_options;
   setup.remake = [self = shared_from_this(), ring, plan_options, cost_options, stages_of,
-                  on_loss = options.on_loss,
-                  model = setup.model](const CancelFlag* cancel) mutable {
-    ring.cancel = cancel;
+                  on_loss = options.on_loss, news = options.news,
+                  model = setup.model](const RemakeQuery& query) {
+    RingOptions now = ring;
+    now.cancel = query.cancel;
+    now.patience = query.patience;
+    now.dial_deadline = std::clamp(query.patience, kLeastDialDeadline, kDialDeadline);
     if (on_loss == OnLoss::kReplan) {
-      ring.stages = stages_of(
-          make_plan(model_cost(model, cost_options), self->alive_facts(cancel), plan_options));
+      const Asked asked = query.again ? Asked{.measure = true}
+                                      : Asked{.measure = true, .dial = false, .lost = query.lost};
+      now.stages = stages_of(make_plan(model_cost(model, cost_options),
+                                       self->alive_facts(asked, query.cancel), plan_options));
+      std::erase_if(now.load.sources, [&](const std::string& source) {
+        return !query.again &&
+               std::find(query.lost.begin(), query.lost.end(), source) != query.lost.end();
+      });
     }
-    std::unique_ptr<Ring> again = Ring::make(*self->net_, self->blobs_.get(), ring);
-    ring.cancel = nullptr;
-    return again;
+    if (news) {
+      now.progress = [&](const RingProgress& progress) {
+        news({progress.what, now.stages[progress.stage].address, "",
+              static_cast<double>(progress.done_bytes), static_cast<double>(progress.total_bytes)});
+      };
+    }
+    return Ring::make(*self->net_, self->blobs_.get(), now);
   };
   return std::make_unique<ClusterRunner>(std::move(setup), std::move(made));
 }

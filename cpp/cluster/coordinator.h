@@ -66,14 +66,31 @@ struct NodeProgress {
   std::string what;  // "pull", "verify", "map", "ready"
 };
 
+// What a deployed model tells while its caller waits. From the thread that drives it, seldom.
+struct News {
+  std::string what;     // "lost", "waiting", "re-planning", "back", "gave up", or as NodeProgress
+  std::string address;  // of the worker that it is about
+  std::string text;     // a sentence for people, or empty
+  double done = 0;      // seconds of the patience, or bytes
+  double total = 0;
+};
+using NewsSink = std::function<void(const News&)>;
+
 struct DeployOptions {
   model::LoadOptions load;  // n_ctx, kv_tokens, deterministic, kv_type, page_tokens; cancel
   OnLoss on_loss = OnLoss::kRaise;
-  std::chrono::milliseconds wait_for_worker{600000};  // kWait: then WorkerLost after all
+  // Each loss: kWait and kReplan then give WorkerLost after all, and the next call tries anew.
+  // Others have as much work to do when one is lost; a plan without it that does not stand soon
+  // will not stand later.
+  std::chrono::milliseconds wait_for_worker{600000};
+  std::chrono::milliseconds replan_patience{20000};
   bool hidden_f16 = false;
   wire::DigestPolicy digests = wire::DigestPolicy::kFirst;
   std::int64_t micro_batch_rows = 0;                  // 0: the plan's
   std::function<void(const NodeProgress&)> progress;  // on the calling thread
+  NewsSink news;                                      // may be empty
+  // A stage that computes nothing for so long, and for ten times what its plan says, is lost.
+  std::chrono::milliseconds least_step_deadline{10000};
 };
 
 class Coordinator {
@@ -95,6 +112,8 @@ class Coordinator {
                                                 const Plan& plan, const DeployOptions& options) = 0;
   // Plain facts for make_plan().
   virtual std::vector<NodeFacts> facts(const CancelFlag* cancel) = 0;
+  // One more worker, linked and asked. One that is there already is only dialled when it is lost.
+  virtual void add(const std::string& address, const CancelFlag* cancel) = 0;
   virtual void close() = 0;  // links; deployments end
 };
 

@@ -2,6 +2,7 @@
 #include "cluster/micro_batches.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace moesaic::cluster {
 namespace {
@@ -107,6 +108,31 @@ std::vector<std::int64_t> batch_sizes(const model::Step& step, std::int64_t n_ro
   return best;
 }
 
+// Sequences of one frame at most: the tokens that go back to the first stage are one small frame.
+constexpr std::size_t kMostPieces = 8192;
+
+// Micro-batches whose fields fit a frame, each sequence's with it alone.
+std::vector<MicroBatch> cut_to_frames(std::vector<MicroBatch> batches, const CutOptions& options) {
+  std::vector<MicroBatch> fitting;
+  for (MicroBatch& batch : batches) {
+    MicroBatch now;
+    std::size_t n_bytes = 0;
+    for (const Piece& piece : batch) {
+      const std::size_t more =
+          options.field_bytes.empty() ? 0 : options.field_bytes[piece.sequence];
+      if (!now.empty() &&
+          (now.size() == kMostPieces || n_bytes + more > options.most_field_bytes)) {
+        fitting.push_back(std::exchange(now, {}));
+        n_bytes = 0;
+      }
+      n_bytes += more;
+      now.push_back(piece);
+    }
+    fitting.push_back(std::move(now));
+  }
+  return fitting;
+}
+
 }  // namespace
 
 std::vector<MicroBatch> cut_step(const model::Step& step, const CutOptions& options) {
@@ -140,7 +166,7 @@ std::vector<MicroBatch> cut_step(const model::Step& step, const CutOptions& opti
     }
     batches.push_back(std::move(batch));
   }
-  return batches;
+  return cut_to_frames(std::move(batches), options);
 }
 
 }  // namespace moesaic::cluster

@@ -2,7 +2,9 @@
 // decode rows into one group for each stage. Pure arithmetic.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "model/runner.h"
@@ -28,6 +30,10 @@ struct CutOptions {
   std::int64_t max_rows = 0;  // of a micro-batch
   std::int64_t n_stages = 1;
   BatchCost cost{};
+  // What each sequence of the step takes of a frame beside its rows, and what there is of it: a
+  // micro-batch whose sequences take more is cut between two of them. Empty: nothing.
+  std::span<const std::size_t> field_bytes{};
+  std::size_t most_field_bytes = SIZE_MAX;
 };
 
 // Each of at most max_rows rows, and of fewer when the step is short.

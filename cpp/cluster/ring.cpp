@@ -36,6 +36,7 @@ std::unique_ptr<Ring> Ring::make(net::NetThread& net, BlobServer* blobs,
                                  const RingOptions& options) {
   std::unique_ptr<Ring> ring(new Ring);
   ring->epoch_ = random_epoch();
+  ring->payload_limit_ = options.payload_limit;
   ring->dial_all(net, blobs, options);
   ring->load_all(options);
   ring->join_all(options);
@@ -57,7 +58,7 @@ void Ring::dial_all(net::NetThread& net, BlobServer* blobs, const RingOptions& o
     auto member = std::make_unique<Member>();
     member->what = stage;
     member->link =
-        net::dial(net, options.link, stage.address, net::milliseconds(5000), options.cancel);
+        net::dial(net, options.link, stage.address, options.dial_deadline, options.cancel);
     stages_.push_back(std::move(member));
   }
   if (options.same_numerics) {
@@ -147,9 +148,18 @@ void Ring::load_all(const RingOptions& options) {
   }
   std::vector<bool> done(stages_.size(), false);
   auto deadline = Clock::now() + kLoadSilence;
+  auto moved = Clock::now();
   while (std::find(done.begin(), done.end(), false) != done.end()) {
     Event event = wait(options, deadline, "loading");
     deadline = Clock::now() + kLoadSilence;
+    const auto* const said = std::get_if<wire::LoadProgress>(&event.in.message);
+    if (said == nullptr || !said->what.starts_with("waiting")) {
+      moved = Clock::now();
+    } else if (options.patience.count() > 0 && Clock::now() - moved > options.patience) {
+      fail<DeadlineError>("[Cluster.load] ", stages_[event.stage]->what.address, ": ",
+                          net::printable(said->what), " for more than ", options.patience.count(),
+                          " ms");
+    }
     if (const auto* progress = std::get_if<wire::LoadProgress>(&event.in.message)) {
       if (options.progress) {
         options.progress({event.stage, progress->done_bytes, progress->total_bytes,
@@ -186,12 +196,9 @@ void Ring::throw_lost(std::size_t stage, const std::string& why) const {
   for (std::int64_t i = lost.layer_begin; i < lost.layer_end; ++i) {
     layers.push_back(static_cast<int>(i));
   }
-  throw WorkerLost(
-      strcat("[Cluster] worker ", lost.address, " (layers ", lost.layer_begin, " to ",
-             lost.layer_end - 1, ") is lost: ", why,
-             "; start it again and load the model again (weights that are still held are not read "
-             "again), or load with on_loss=\"wait\" or \"replan\" to go on by itself"),
-      lost.address, std::move(layers), {});
+  throw WorkerLost(strcat("[Cluster] worker ", lost.address, " (layers ", lost.layer_begin, " to ",
+                          lost.layer_end - 1, ") is lost: ", why),
+                   lost.address, std::move(layers), {});
 }
 
 void Ring::check() const {
@@ -228,6 +235,13 @@ void Ring::drop_events() {
 
 void Ring::send_frame(std::size_t stage, wire::MessageType type, std::vector<std::uint8_t> fields,
                       std::vector<std::uint8_t> payload) {
+  // Above it the worker would take the link for broken, and everybody would lose the model.
+  const std::size_t n_bytes = fields.size() + payload.size();
+  const std::uint32_t limit = wire::body_limit(type, payload_limit_);
+  if (n_bytes > limit) {
+    fail<ArgumentError>("[Cluster] ", wire::type_name(type), ": got a request of ", n_bytes,
+                        " bytes, a worker takes at most ", limit, "; ask for less at once");
+  }
   try {
     stages_[stage]->link->send_frame(type, std::move(fields), std::move(payload), epoch_);
   } catch (const ArgumentError&) {  // too long for a frame: the caller's, not the link's
@@ -247,10 +261,45 @@ void Ring::cancel(std::uint64_t through_step) noexcept {
   }
 }
 
-std::uint64_t Ring::rows_done() const {
+void Ring::lose(std::size_t stage, const std::string& why) {
+  {
+    const std::scoped_lock lock(inbox_->mutex);
+    if (!inbox_->lost_stage) {
+      inbox_->lost_stage = stage;
+      inbox_->lost_why = why;
+    }
+  }
+  stages_[std::min(stage, stages_.size() - 1)]->link->close();
+  check();
+  throw_lost(stage, why);
+}
+
+std::uint64_t Ring::units_done() const {
   std::uint64_t sum = 0;
-  for (const auto& member : stages_) sum += member->link->last_pong().rows_done;
+  for (const auto& member : stages_) sum += member->link->last_pong().units_done;
   return sum;
+}
+
+std::optional<std::size_t> Ring::stuck(std::chrono::milliseconds deadline) const {
+  std::optional<std::size_t> longest;
+  std::int64_t most = deadline.count();
+  for (std::size_t i = 0; i < stages_.size(); ++i) {
+    const std::int64_t stalled = stages_[i]->link->last_pong().stalled_ms;
+    if (stalled <= most) continue;
+    most = stalled;
+    longest = i;
+  }
+  return longest;
+}
+
+std::size_t Ring::furthest_behind() const {
+  std::uint64_t before = UINT64_MAX;
+  for (std::size_t i = 0; i < stages_.size(); ++i) {
+    const std::uint64_t steps = stages_[i]->link->last_pong().steps_done;
+    if (i > 0 && steps < before) return i;
+    before = steps;
+  }
+  return 0;
 }
 
 std::string Ring::activities() const {

@@ -39,7 +39,10 @@ struct RingOptions {
   std::vector<RingStage> stages;  // in order, all layers
   wire::Load load;                // all but stage, stages and request
   std::uint32_t payload_limit = 0;
-  bool same_numerics = false;                         // refuse workers whose kernels differ
+  bool same_numerics = false;                     // refuse workers whose kernels differ
+  std::chrono::milliseconds dial_deadline{5000};  // of one worker
+  // A load that moves no byte for so long, because others hold it up, is given up; 0: never.
+  std::chrono::milliseconds patience{0};
   std::function<void(const RingProgress&)> progress;  // on the calling thread
   const CancelFlag* cancel = nullptr;
 };
@@ -71,9 +74,15 @@ class Ring {
   std::optional<Event> next(std::chrono::milliseconds timeout);
   // Drops what has come and nobody waits for.
   void drop_events();
-  void check() const;               // throws WorkerLost when a worker is lost
-  std::uint64_t rows_done() const;  // by all stages, as their last pings said
-  std::string activities() const;   // "10.0.0.1:9777: step 4, ..."
+  void check() const;  // throws WorkerLost when a worker is lost
+  // Ends the ring: this stage counts as lost, and its link is closed. Throws WorkerLost.
+  [[noreturn]] void lose(std::size_t stage, const std::string& why);
+  std::uint64_t units_done() const;  // by all stages, as their last pings said
+  // The stage whose computing has not moved for longest, if that is longer than `deadline`.
+  std::optional<std::size_t> stuck(std::chrono::milliseconds deadline) const;
+  // The first stage that has done fewer steps than the one before it: what is missing is there.
+  std::size_t furthest_behind() const;
+  std::string activities() const;  // "10.0.0.1:9777: step 4, ..."
   std::vector<net::Counters> counters() const;
 
  private:
@@ -102,6 +111,7 @@ class Ring {
   [[noreturn]] void throw_lost(std::size_t stage, const std::string& why) const;
 
   std::uint64_t epoch_ = 0;
+  std::uint32_t payload_limit_ = 0;
   std::vector<std::unique_ptr<Member>> stages_;
   std::shared_ptr<Inbox> inbox_;
 };

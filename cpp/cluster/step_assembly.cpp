@@ -14,7 +14,53 @@ bool is_last_piece(const model::Step& step, const Piece& piece) {
   return piece.offset + piece.n_rows == n;
 }
 
+// Numbers of fixed size of a sequence, its sampler and its result, generously.
+constexpr std::size_t kFixedBytes = 256;
+
 }  // namespace
+
+std::size_t most_field_bytes(const model::Step& step) {
+  std::size_t names = kFixedBytes;
+  for (const std::string& name : step.capture) names += name.size() + sizeof(std::uint32_t);
+  if (names > wire::kFieldsLimit / 2) {
+    fail<ArgumentError>("[Cluster] capture: got ", step.capture.size(), " names of ", names,
+                        " bytes together, at most ", wire::kFieldsLimit / 2,
+                        " fit a frame; capture fewer at once");
+  }
+  return wire::kFieldsLimit - names;
+}
+
+std::size_t field_bytes(const model::SequenceStep& sequence, std::int64_t n_ahead,
+                        std::size_t n_stop_tokens, std::size_t most) {
+  struct Part {
+    const char* name;
+    std::size_t n_bytes;
+  };
+  std::vector<Part> parts{{"score targets", sequence.targets.size() * sizeof(wire::TargetValue)},
+                          {"stop_tokens", n_stop_tokens * sizeof(std::int32_t)}};
+  if (const model::SamplerSpec* const sampler = sequence.sampler; sampler != nullptr) {
+    std::int64_t history = std::ssize(sequence.history) + n_ahead;
+    if (sampler->penalty_last_n >= 0) {
+      history = std::min<std::int64_t>(history, sampler->penalty_last_n);
+    }
+    constexpr std::size_t kPair = sizeof(std::int32_t) + sizeof(float);
+    parts.push_back({"logit_bias", sampler->logit_bias.size() * kPair});
+    parts.push_back({"penalty_last_n", static_cast<std::size_t>(history) * sizeof(std::int32_t)});
+    parts.push_back(
+        {"logprobs", static_cast<std::size_t>(std::max(sampler->n_logprobs, 0)) * kPair});
+  }
+  std::size_t sum = kFixedBytes;
+  for (const Part& part : parts) sum += part.n_bytes;
+  if (sum > most) {
+    const Part& largest =
+        *std::max_element(parts.begin(), parts.end(),
+                          [](const Part& a, const Part& b) { return a.n_bytes < b.n_bytes; });
+    fail<ArgumentError>("[Cluster] ", largest.name, ": got ", largest.n_bytes,
+                        " bytes, which with the rest of the request are ", sum, ", at most ", most,
+                        " fit a frame; give fewer");
+  }
+  return sum;
+}
 
 wire::Run to_run(const model::Step& step, const MicroBatch& batch, std::uint64_t wire_step) {
   wire::Run run;

@@ -51,6 +51,14 @@ class StepAssembly {
   std::map<std::string, std::size_t> capture_index_;
 };
 
+// What a sequence's request and its answer take of a frame beside rows, at most, in bytes.
+// n_ahead: tokens that the ring may generate by itself. Throws ArgumentError, naming the option,
+// when they are more than `most`.
+std::size_t field_bytes(const model::SequenceStep& sequence, std::int64_t n_ahead,
+                        std::size_t n_stop_tokens, std::size_t most);
+// What all sequences of a micro-batch may take together.
+std::size_t most_field_bytes(const model::Step& step);
+
 // A step's part that a micro-batch carries, for the wire. The payload is not in it.
 wire::Run to_run(const model::Step& step, const MicroBatch& batch, std::uint64_t wire_step);
 

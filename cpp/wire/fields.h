@@ -48,6 +48,8 @@ void fields(F& f, Pong& m) {
   f.field(m.rows_done);
   f.field(m.bytes_loaded);
   f.field(m.activity);
+  f.field(m.units_done);
+  f.field(m.stalled_ms);
 }
 template <typename F>
 void fields(F& f, GoAway& m) {

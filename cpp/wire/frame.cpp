@@ -17,7 +17,6 @@ constexpr std::uint32_t kHandshakeLimit = 16U << 10;
 constexpr std::uint32_t kBlobLimit = (4U << 20) + 256;
 // The digests of some 1e5 units (61 layers x 3 x 384 experts) of 40 bytes each.
 constexpr std::uint32_t kManifestLimit = 8U << 20;
-constexpr std::uint32_t kFieldsLimit = 1U << 20;
 
 enum class Limit { kHandshake, kControl, kActivation, kBlob, kManifest };
 

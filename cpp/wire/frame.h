@@ -71,8 +71,11 @@ class VersionError : public ProtocolError {
 
 // The most bytes a body of this type may have. Activations and results: the payload that the
 // deployment's plan implies (`activation_limit`; 0, before there is a deployment, accepts none) and
-// 1 MiB for fields. Throws ProtocolError for a type that does not exist.
+// kFieldsLimit. Throws ProtocolError for a type that does not exist.
 std::uint32_t body_limit(MessageType type, std::uint32_t activation_limit);
+// What is left for fields beside the payload of Run, Result, Capture and KvRows: a bias on every
+// token of a vocabulary of half a million (4 MB), the end tokens and a history of a million.
+inline constexpr std::uint32_t kFieldsLimit = 16U << 20;
 // True for those bodies that `activation_limit` bounds.
 bool is_activation(MessageType type);
 // True for frames that mean something only within the deployment that their epoch names.

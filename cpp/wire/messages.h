@@ -56,7 +56,10 @@ struct Pong {
   std::uint64_t steps_done = 0;  // stuck differs from dead: a busy worker's rows move
   std::uint64_t rows_done = 0;
   std::uint64_t bytes_loaded = 0;
-  std::string activity;  // "idle", "loading 40 %", "step 17"
+  std::string activity;          // "idle", "loading 40 %", "step 17"
+  std::uint64_t units_done = 0;  // layers, tasks and load pieces: moves while anything does
+  std::uint32_t stalled_ms = 0;  // since the compute that this deployment waits for last moved; 0:
+                                 // it is idle, or waits for its peers
 };
 
 enum class Reason : std::uint16_t {

@@ -104,8 +104,8 @@ TEST(Frame, LimitsStandBeforeTheBody) {
        {MessageType::kRun, MessageType::kResult, MessageType::kCapture, MessageType::kKvRows}) {
     EXPECT_TRUE(is_activation(type));
     EXPECT_THROW(decode_header(header_of(type, 1), 0), ProtocolError) << type_name(type);
-    EXPECT_NO_THROW(decode_header(header_of(type, 14000 + (1U << 20)), 14000));
-    EXPECT_THROW(decode_header(header_of(type, 14001 + (1U << 20)), 14000), ProtocolError);
+    EXPECT_NO_THROW(decode_header(header_of(type, 14000 + kFieldsLimit), 14000));
+    EXPECT_THROW(decode_header(header_of(type, 14001 + kFieldsLimit), 14000), ProtocolError);
     EXPECT_EQ(body_limit(type, 0xFFFFFFFFU), 0xFFFFFFFFU);
   }
   for (int type = 1; type <= 23; ++type) {
