@@ -6,11 +6,13 @@
 #include <map>
 #include <mutex>
 #include <optional>
+#include <tuple>
 
 #include "base/errors.h"
 #include "bindings/engine_types.h"
 #include "bindings/gguf_file.h"
 #include "bindings/interruptible.h"
+#include "bindings/news_board.h"
 #include "bindings/plan.h"
 #include "bindings/register.h"
 #include "cluster/coordinator.h"
@@ -49,6 +51,29 @@ std::vector<NodeInfo> nodes(const CoordinatorPtr& self, bool measure) {
   std::vector<NodeInfo> out;
   run_interruptible([&](const CancelFlag& cancel) { out = self->nodes(measure, &cancel); });
   return out;
+}
+
+void add(const CoordinatorPtr& self, const std::string& address) {
+  run_interruptible([&](const CancelFlag& cancel) { self->add(address, &cancel); });
+}
+
+std::vector<NodeInfo> unload(const CoordinatorPtr& self, const std::string& model) {
+  std::vector<NodeInfo> out;
+  run_interruptible([&](const CancelFlag& cancel) { out = self->unload(model, &cancel); });
+  return out;
+}
+
+// The next news as (model, what, address, text, done, total).
+using NewsTuple = std::tuple<std::int64_t, std::string, std::string, std::string, double, double>;
+std::optional<NewsTuple> next_news(NewsBoard& board, double seconds) {
+  std::optional<NewsBoard::Item> item;
+  {
+    const GilRelease free_gil;
+    item = board.next(std::chrono::milliseconds(static_cast<std::int64_t>(seconds * 1e3)));
+  }
+  if (!item) return std::nullopt;
+  const cluster::News& news = item->second;
+  return NewsTuple{item->first, news.what, news.address, news.text, news.done, news.total};
 }
 
 // As plan() takes them (plan.cpp).
@@ -122,6 +147,7 @@ std::shared_ptr<EngineHandle> deploy(const CoordinatorPtr& self, const GGUFFile&
                                      const std::string& kv_type, const std::string& on_loss,
                                      double wait_s, bool hidden_f16, const std::string& verify,
                                      std::int64_t micro_batch_rows,
+                                     const std::shared_ptr<NewsBoard>& news, std::int64_t news_id,
                                      const std::optional<Progress>& progress) {
   const cluster::Plan plan = plan_from_dict(plan_dict);
   cluster::DeployOptions options;
@@ -134,8 +160,11 @@ std::shared_ptr<EngineHandle> deploy(const CoordinatorPtr& self, const GGUFFile&
   options.hidden_f16 = hidden_f16;
   options.digests = digests_from(verify);
   options.micro_batch_rows = micro_batch_rows;
+  if (news) {
+    options.news = [news, news_id](const cluster::News& each) { news->put(news_id, each); };
+  }
   ProgressBoard board;
-  options.progress = [&board](const NodeProgress& news) { board.set(news); };
+  options.progress = [&board](const NodeProgress& each) { board.set(each); };
   const auto show = [&] {
     if (progress) board.show(*progress);
   };
@@ -192,6 +221,13 @@ void register_nodes(py::module_& m) {
 
 void register_cluster(py::module_& m) {
   register_nodes(m);
+  py::class_<NewsBoard, std::shared_ptr<NewsBoard>>(
+      m, "NewsBoard", "News of a cluster's models (private: use the logger of moesaic).")
+      .def(py::init<>())
+      .def("next", &next_news, py::arg("seconds"),
+           "The next news, or None when the time is up or the board is closed.")
+      .def_property_readonly("closed", &NewsBoard::closed, "Whether it was closed.")
+      .def("close", &NewsBoard::close, "Take no more news; next() returns at once.");
   py::class_<Coordinator, CoordinatorPtr>(m, "Coordinator",
                                           "Links to workers (private: use moesaic.Cluster).")
       .def("nodes", &nodes, py::arg("measure"), "Ask every worker; dials lost ones again.")
@@ -200,7 +236,11 @@ void register_cluster(py::module_& m) {
       .def("deploy", &deploy, py::kw_only(), py::arg("file"), py::arg("plan"), py::arg("n_ctx"),
            py::arg("kv_tokens"), py::arg("deterministic"), py::arg("kv_type"), py::arg("on_loss"),
            py::arg("wait_s"), py::arg("hidden_f16"), py::arg("verify"), py::arg("micro_batch_rows"),
-           py::arg("progress") = py::none(), "Load a model on the workers as the plan says.")
+           py::arg("news"), py::arg("news_id"), py::arg("progress") = py::none(),
+           "Load a model on the workers as the plan says.")
+      .def("add", &add, py::arg("address"), "Link to one more worker.")
+      .def("unload", &unload, py::arg("model"),
+           "Let workers drop weights that nobody uses, of one model or (empty) of all.")
       .def(
           "close",
           [](const CoordinatorPtr& self) {

@@ -80,6 +80,9 @@ class CoordinatorImpl final : public Coordinator,
                                         const DeployOptions& options) override;
   std::vector<NodeFacts> facts(const CancelFlag* cancel) override;
   void add(const std::string& address, const CancelFlag* cancel) override;
+  std::vector<NodeInfo> unload(const std::string& model, const CancelFlag* cancel) override {
+    return ask_nodes({.unload = model}, cancel);
+  }
   void close() override;
 
  private:
@@ -87,13 +90,15 @@ class CoordinatorImpl final : public Coordinator,
   struct Asked {
     bool measure = false;
     bool dial = true;
-    std::vector<std::string> lost{};  // these are not asked
+    std::vector<std::string> lost{};      // these are not asked
+    std::optional<std::string> unload{};  // which weights they let go of
   };
   std::vector<NodeInfo> ask_nodes(const Asked& asked, const CancelFlag* cancel);
   void dial(Node& node, const CancelFlag* cancel);
   void dial_lost(const CancelFlag* cancel);
   void check_apart() const;
-  void ask(const std::vector<std::size_t>& which, bool measure, const CancelFlag* cancel);
+  void ask(const std::vector<std::size_t>& which, bool measure, const CancelFlag* cancel,
+           const std::optional<std::string>& unload = std::nullopt);
   void check_open() const;
   std::vector<NodeFacts> alive_facts(const Asked& asked, const CancelFlag* cancel);
   std::vector<std::string> addresses();
@@ -222,7 +227,7 @@ void CoordinatorImpl::dial_lost(const CancelFlag* cancel) {
 }
 
 void CoordinatorImpl::ask(const std::vector<std::size_t>& which, bool measure,
-                          const CancelFlag* cancel) {
+                          const CancelFlag* cancel, const std::optional<std::string>& unload) {
   const auto begin = Clock::now();
   std::map<std::uint64_t, std::size_t> asked;
   for (const std::size_t i : which) {
@@ -236,7 +241,11 @@ void CoordinatorImpl::ask(const std::vector<std::size_t>& which, bool measure,
       if (next.link && !next.link->closed()) request.probe = next.address;
     }
     try {
-      node.link->send(request);
+      if (unload) {
+        node.link->send(wire::Unload{request.request, *unload});
+      } else {
+        node.link->send(request);
+      }
       asked[request.request] = i;
     } catch (const Error& e) {
       node.error = e.what();
@@ -331,7 +340,7 @@ std::vector<NodeInfo> CoordinatorImpl::ask_nodes(const Asked& asked, const Cance
   if (asked.dial) dial_lost(cancel);
   std::vector<std::size_t> all(nodes_.size());
   for (std::size_t i = 0; i < all.size(); ++i) all[i] = i;
-  ask(all, false, cancel);
+  ask(all, false, cancel, asked.unload);
   if (asked.measure) {
     // Workers of one host would measure each other: they take turns, hosts do not.
     std::vector<std::vector<std::size_t>> rounds;

@@ -114,6 +114,9 @@ class Coordinator {
   virtual std::vector<NodeFacts> facts(const CancelFlag* cancel) = 0;
   // One more worker, linked and asked. One that is there already is only dialled when it is lost.
   virtual void add(const std::string& address, const CancelFlag* cancel) = 0;
+  // Workers let go of weights that no deployment uses: of one model, by its file's name or its
+  // identity in hex, or of all when it is empty. What they hold then.
+  virtual std::vector<NodeInfo> unload(const std::string& model, const CancelFlag* cancel) = 0;
   virtual void close() = 0;  // links; deployments end
 };
 

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "base/digest.h"
+
 namespace moesaic::cluster {
 
 bool operator==(const SliceKey& a, const SliceKey& b) {
@@ -37,6 +39,21 @@ std::uint64_t HeldSlices::shrink(std::uint64_t most, const SliceKey& keep) {
     it = slices_.erase(it);
   }
   return n_bytes_locked();
+}
+
+void HeldSlices::drop(const std::string& model) {
+  std::vector<std::shared_ptr<HeldSlice>> gone;  // unmapped after the lock
+  const std::scoped_lock lock(mutex_);
+  for (auto it = slices_.begin(); it != slices_.end();) {
+    const HeldSlice& slice = **it;
+    const bool meant = model.empty() || slice.name == model || to_hex(slice.key.identity) == model;
+    if (!meant || it->use_count() > 1) {
+      ++it;
+      continue;
+    }
+    gone.push_back(std::move(*it));
+    it = slices_.erase(it);
+  }
 }
 
 std::vector<std::shared_ptr<HeldSlice>> HeldSlices::all() const {

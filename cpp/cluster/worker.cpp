@@ -298,6 +298,15 @@ void WorkerImpl::take(const net::Connection* link, net::Incoming&& in) {
   }
   if (const auto* request = std::get_if<wire::StatusRequest>(&in.message)) {
     answer_status(peer.link, *request);
+  } else if (const auto* unload = std::get_if<wire::Unload>(&in.message);
+             unload != nullptr && role == wire::Role::kCoordinator) {
+    later([this, peer_link = peer.link, request = *unload] {
+      held_.drop(request.model);
+      try {
+        peer_link->send(status(request.request));
+      } catch (const Error&) {  // it is gone
+      }
+    });
   } else if (role == wire::Role::kObserver) {
     fail<ProtocolError>("[cluster] ", wire::type_name(in.header.type), ": not for an observer");
   } else if (auto* wanted = std::get_if<wire::Load>(&in.message)) {

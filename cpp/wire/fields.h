@@ -101,6 +101,11 @@ void fields(F& f, Status& m) {
   f.field(m.models);
 }
 template <typename F>
+void fields(F& f, Unload& m) {
+  f.field(m.request);
+  f.field(m.model);
+}
+template <typename F>
 void fields(F& f, ManifestRequest& m) {
   f.field(m.request);
   f.field(m.identity);

@@ -52,8 +52,9 @@ const Traits* find_traits(MessageType type) {
       {"Blob", Limit::kBlob, false},
       {"StatusRequest", Limit::kControl, false},
       {"Status", Limit::kControl, false},
+      {"Unload", Limit::kControl, false},
   };
-  static_assert(std::size(kTable) == static_cast<std::size_t>(MessageType::kStatus));
+  static_assert(std::size(kTable) == static_cast<std::size_t>(MessageType::kUnload));
   const auto index = static_cast<std::size_t>(type);
   return index == 0 || index > std::size(kTable) ? nullptr : &kTable[index - 1];
 }

@@ -40,6 +40,7 @@ enum class MessageType : std::uint16_t {
   kBlob = 21,
   kStatusRequest = 22,
   kStatus = 23,
+  kUnload = 24,
 };
 
 // offset  0  u32  magic

@@ -143,6 +143,13 @@ struct Status {
   std::vector<HeldModel> models;
 };
 
+// Coordinator -> worker: let go of held weights that no deployment uses. Answered by Status.
+struct Unload {
+  static constexpr MessageType kType = MessageType::kUnload;
+  std::uint64_t request = 0;
+  std::string model;  // a file name or an identity in hex; empty: all
+};
+
 // --- weights
 
 struct ManifestRequest {
@@ -371,9 +378,10 @@ struct Cancel {
   std::uint64_t step = 0;  // this step and all before it
 };
 
-using Message = std::variant<Hello, Welcome, Ping, Pong, GoAway, ErrorReply, StatusRequest, Status,
-                             ManifestRequest, Manifest, BlobRequest, Blob, Load, LoadProgress,
-                             Loaded, Join, Run, Result, Tokens, Capture, KvOp, KvRows, Cancel>;
+using Message =
+    std::variant<Hello, Welcome, Ping, Pong, GoAway, ErrorReply, StatusRequest, Status,
+                 ManifestRequest, Manifest, BlobRequest, Blob, Load, LoadProgress, Loaded, Join,
+                 Run, Result, Tokens, Capture, KvOp, KvRows, Cancel, Unload>;
 
 template <typename M>
 constexpr MessageType message_type() {

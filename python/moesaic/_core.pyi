@@ -16,6 +16,7 @@ __all__: list[str] = [
     "GGUFFile",
     "GGUFWriter",
     "HeldModelInfo",
+    "NewsBoard",
     "NodeInfo",
     "PlanModel",
     "RequestSpec",
@@ -448,10 +449,35 @@ class NodeInfo:
     @property
     def threads(self) -> int: ...
 
+class NewsBoard:
+    """
+    News of a cluster's models (private: use the logger of moesaic).
+    """
+    def __init__(self) -> None: ...
+    def close(self) -> None:
+        """
+        Take no more news; next() returns at once.
+        """
+    def next(
+        self, seconds: typing.SupportsFloat | typing.SupportsIndex
+    ) -> tuple[int, str, str, str, float, float] | None:
+        """
+        The next news, or None when the time is up or the board is closed.
+        """
+    @property
+    def closed(self) -> bool:
+        """
+        Whether it was closed.
+        """
+
 class Coordinator:
     """
     Links to workers (private: use moesaic.Cluster).
     """
+    def add(self, address: str) -> None:
+        """
+        Link to one more worker.
+        """
     def close(self) -> None:
         """
         Close the links; deployments end. Idempotent.
@@ -470,6 +496,8 @@ class Coordinator:
         hidden_f16: bool,
         verify: str,
         micro_batch_rows: typing.SupportsInt | typing.SupportsIndex,
+        news: NewsBoard,
+        news_id: typing.SupportsInt | typing.SupportsIndex,
         progress: collections.abc.Callable[[str, str, int, int], typing.Any] | None = None,
     ) -> Engine:
         """
@@ -486,6 +514,10 @@ class Coordinator:
     def remote_file(self, name: str) -> GGUFFile:
         """
         The headers of a file that workers have.
+        """
+    def unload(self, model: str) -> list[NodeInfo]:
+        """
+        Let workers drop weights that nobody uses, of one model or (empty) of all.
         """
 
 def _throw(name: str, message: str) -> None:

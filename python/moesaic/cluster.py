@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import os
 import threading
+import time
 import weakref
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -19,17 +20,20 @@ from typing import Any, TypeVar
 from moesaic import _core
 from moesaic._version import __version__
 from moesaic.cluster_config import Key, read_key, resolve
+from moesaic.cluster_life import Adder, end
+from moesaic.cluster_options import check_folder, layer_ends, one_of, usable_cache
+from moesaic.cluster_options import workers as count_of
 from moesaic.errors import ArgumentError, ClosedError, IoError
-from moesaic.folders import cache_folder, make_private
 from moesaic.gguf import GGUF
 from moesaic.inputs import KV_TYPES, integer, real
 from moesaic.launcher import LocalLauncher, undisturbed
 from moesaic.model import Model
 from moesaic.model_names import located
-from moesaic.nodes import Node, nodes_html
+from moesaic.nodes import Node, Nodes
 from moesaic.plan import Plan, plan_options, trained_context
-from moesaic.progress import Progress, Reporter
+from moesaic.progress import Progress
 from moesaic.progress import check as check_progress
+from moesaic.voice import Bars, Voice
 
 __all__ = ["Cluster"]
 
@@ -37,6 +41,7 @@ _T = TypeVar("_T", bound="Cluster")
 _MOST_WORKERS = 1024
 _USUAL_CONTEXT = 4096
 _MOST_THREADS = 1024
+_FREED_S = 3.0
 _A_WEEK_S = 7 * 24 * 3600.0
 
 #: A cluster lives as long as a model on it, so that ``Cluster.local(2).load(path)`` is one line.
@@ -54,9 +59,15 @@ class Cluster:
     workers : sequence of str or str
         ``"host:port"`` of each, in the order in which they pass rows on; or the name of a cluster
         in ``clusters.toml`` of the user's config folder.
-    key : str, os.PathLike, bytes or None
-        The cluster's key: a file that ``moesaic keygen`` wrote, or its content. None: the named
-        cluster's; without one only workers on this machine can be reached.
+    key : str, os.PathLike, bytes, key of a launcher, or None
+        The cluster's key: a file that ``moesaic keygen`` wrote, its content, or what
+        ``c.launcher.key`` is. None: the named cluster's; without one only workers on this machine
+        can be reached.
+
+    Notes
+    -----
+    What happens while a call waits (a worker is lost, waited for, replaced, measured) goes to the
+    logger ``moesaic`` and to the ``progress`` callback that :meth:`load` was given.
 
     Raises
     ------
@@ -82,7 +93,7 @@ class Cluster:
 
     def __init__(self, workers: str | Sequence[str], *, key: Key = None) -> None:
         addresses, key = resolve(workers, key, "Cluster")
-        self._connect(addresses, read_key(key, "Cluster"), None, _usable_cache())
+        self._connect(addresses, read_key(key, "Cluster"), None, usable_cache())
 
     @classmethod
     def local(
@@ -137,7 +148,7 @@ class Cluster:
         if memory is not None:
             integer(memory, "memory", where, 1, 2**62)
         for name, folder in (("models", models), ("cache", cache)):
-            _check_folder(folder, name, where)
+            check_folder(folder, name, where)
         launcher = LocalLauncher(threads=threads, models=models, cache=cache, memory=memory)
         with ExitStack() as undo:
             undo.callback(launcher.close)
@@ -145,6 +156,7 @@ class Cluster:
             cluster = cls.__new__(cls)
             folder = None if cache is None else Path(cache)
             cluster._connect(addresses, launcher.key, launcher, folder)
+            launcher.on_start = Adder(cluster)
             undo.pop_all()
         return cluster
 
@@ -168,7 +180,8 @@ class Cluster:
             release=__version__,
             cache=b"" if cache is None else os.fsencode(cache),
         )
-        self._finalizer = weakref.finalize(self, _end, self._core, launcher, self._pid)
+        self._voice = Voice()
+        self._finalizer = weakref.finalize(self, end, self._core, launcher, self._voice, self._pid)
 
     # -- what it is --------------------------------------------------------------------------------
 
@@ -178,11 +191,14 @@ class Cluster:
         return self._addresses
 
     @property
-    def nodes(self) -> tuple[Node, ...]:
-        """Every worker as it is now: it is asked, and a lost one is dialled again."""
+    def nodes(self) -> Nodes:
+        """Every worker as it is now, a tuple that prints as a table.
+
+        Each is asked, and a lost one is dialled again.
+        """
         return self._ask("Cluster.nodes", measure=False)
 
-    def measure(self) -> tuple[Node, ...]:
+    def measure(self) -> Nodes:
         """Return the nodes with their rates and links measured.
 
         Each worker measures its own rates once, which takes about a second, and remembers them in
@@ -190,7 +206,7 @@ class Cluster:
 
         Returns
         -------
-        tuple of Node
+        Nodes
             As :attr:`nodes`, with ``rates`` and ``link``.
         """
         return self._ask("Cluster.measure", measure=True)
@@ -205,6 +221,104 @@ class Cluster:
         """Whether it was closed."""
         return self._closed
 
+    # -- workers -----------------------------------------------------------------------------------
+
+    def add(self, address: str) -> Node:
+        """Link to one more worker; plans and loads from now on count on it.
+
+        Models that are loaded stay where they are; one with ``on_loss="replan"`` may move there
+        when another worker is lost. Workers that :attr:`launcher` starts are added by themselves.
+
+        Parameters
+        ----------
+        address : str
+            ``"host:port"``. One that is there already is dialled again if it was lost.
+
+        Returns
+        -------
+        Node
+            The worker, as it says it is.
+
+        Raises
+        ------
+        NetError, DeadlineError
+            It cannot be reached, or has another key.
+        ArgumentError
+            No address, or one that leads to a worker that is there under another.
+
+        Examples
+        --------
+        >>> import moesaic
+        >>> with moesaic.Cluster.local(1) as c:
+        ...     (address,) = c.launcher.start(1)  # which adds it, so that this changes nothing:
+        ...     node = c.add(address)
+        ...     len(c.nodes)
+        2
+        """
+        where = "Cluster.add"
+        self._check(where)
+        if not isinstance(address, str) or not address:
+            raise ArgumentError(f'[{where}] address: got {address!r}, need "host:port"')
+        self._core.add(address)
+        with self._lock:
+            if address not in self._addresses:
+                self._addresses += (address,)
+        return next(node for node in self.nodes if node.address == address)
+
+    def unload(self, model: Model | str | os.PathLike[str] | None = None) -> Nodes:
+        """Let the workers free weights that they hold and that no model uses.
+
+        Weights that somebody's model uses, also another coordinator's, stay.
+
+        Parameters
+        ----------
+        model : Model, str, os.PathLike or None
+            A model of this cluster, which is closed first; the name of a file; or an identity as
+            in ``node.models``. None: all that is not in use.
+
+        Returns
+        -------
+        Nodes
+            As they are then.
+
+        Raises
+        ------
+        ArgumentError
+            Something else was given.
+
+        Examples
+        --------
+        >>> import moesaic
+        >>> with moesaic.Cluster.local(1) as c:
+        ...     m = c.load(moesaic.Model.demo().path, n_ctx=256)
+        ...     held = len(c.nodes[0].models)
+        ...     held, len(c.unload(m)[0].models)
+        (1, 0)
+        """
+        where = "Cluster.unload"
+        self._check(where)
+        patience_s = 0.0
+        if isinstance(model, Model):
+            name = Path(model.path).name
+            model.close()
+            patience_s = _FREED_S  # the workers free what it used a moment later
+        elif model is None:
+            name = ""
+        elif isinstance(model, str | os.PathLike):
+            name = Path(os.fspath(model)).name
+        else:
+            raise ArgumentError(
+                f"[{where}] model: got {type(model).__name__}, need a Model, the name of a file, "
+                "or None"
+            )
+        deadline = time.monotonic() + patience_s
+        while True:
+            nodes = Nodes(Node._from_core(info) for info in self._core.unload(name))
+            held = any(not name or name in (m.name, m.identity) for n in nodes for m in n.models)
+            if not held or time.monotonic() > deadline:
+                return nodes
+            time.sleep(0.05)
+
     # -- models ------------------------------------------------------------------------------------
 
     def plan(
@@ -215,6 +329,9 @@ class Cluster:
         strategy: str = "auto",
         kv_tokens: int | None = None,
         wire: str = "f32",
+        kv_type: str = "f16",
+        deterministic: bool = False,
+        layers: Sequence[int] | None = None,
     ) -> Plan:
         """Say which worker would hold what of a model, what that takes, and how fast it would be.
 
@@ -229,8 +346,10 @@ class Cluster:
             less.
         kv_tokens : int or None
             Most tokens of all sequences together. None: ``n_ctx``.
-        wire : {"f32", "f16"}
+        wire, kv_type, deterministic
             As for :meth:`load`.
+        layers : sequence of int, optional
+            How many layers each worker gets, instead of the best cut.
         strategy : str
             ``"auto"`` or ``"pipeline"``: each worker holds a run of layers.
 
@@ -256,17 +375,19 @@ class Cluster:
         """
         where = "Cluster.plan"
         self._check(where)
+        one_of(kv_type, "kv_type", KV_TYPES, where)
+        ends = None if layers is None else layer_ends(layers, len(self._addresses), where)
         with self._open(path, where) as file:
             options = plan_options(
                 n_ctx=trained_context(file) if n_ctx is None else n_ctx,
                 kv_tokens=kv_tokens,
                 strategy=strategy,
                 wire=wire,
-                kv_type="f16",
-                deterministic=False,
+                kv_type=kv_type,
+                deterministic=deterministic,
                 where=where,
             )
-            return self._make_plan(file, options, None, where)
+            return self._make_plan(file, options, ends, None)
 
     def load(
         self,
@@ -301,12 +422,16 @@ class Cluster:
             As for :class:`Model`.
         on_loss : {"raise", "wait", "replan"}
             What happens when a worker is lost while the model works: WorkerLost is raised; or it is
-            waited for; or the others take its layers. Both go on where they were.
+            waited for; or the others take its layers. Both go on where they were. After an error
+            the model and its sessions are usable: the next call links to the workers anew.
         wait_seconds : float
-            How long ``"wait"`` waits before it raises WorkerLost after all.
+            How long ``"wait"`` waits after each loss before it raises WorkerLost after all.
         progress : None, bool or callable
             As for :class:`Model`; the stages of loading are what each worker does: ``"pull
-            host:port"``, ``"verify host:port"``, ``"map host:port"``, ``"ready host:port"``.
+            host:port"``, ``"verify host:port"``, ``"map host:port"``, ``"ready host:port"``. Later
+            a callable also hears, on a thread of the cluster, ``"lost host:port"``, ``"waiting
+            (600 s)"`` (seconds, once a second), ``"re-planning"``, the stages of loading again,
+            ``"back host:port"`` and ``"gave up host:port"``.
         wire : {"f32", "f16"}
             Type of the hidden rows that workers pass on. ``"f16"`` halves the traffic and changes
             the numbers a little.
@@ -354,15 +479,18 @@ class Cluster:
             deterministic=deterministic,
             where=where,
         )
-        _one_of(on_loss, "on_loss", ("raise", "wait", "replan"), where)
-        _one_of(kv_type, "kv_type", KV_TYPES, where)
-        _one_of(verify, "verify", ("first", "always", "never"), where)
+        one_of(on_loss, "on_loss", ("raise", "wait", "replan"), where)
+        one_of(kv_type, "kv_type", KV_TYPES, where)
+        one_of(verify, "verify", ("first", "always", "never"), where)
         real(wait_seconds, "wait_seconds", where, 0.0, _A_WEEK_S)
         check_progress(progress)
         with ExitStack() as undo:
             file = undo.enter_context(self._open(path, where))
-            made = self._make_plan(file, options, plan, where)
-            with _Bars(progress) as bars:
+            ends = None if plan is None else self._ends_of(plan, where)
+            made = self._make_plan(file, options, ends, progress)
+            news_id = self._voice.add(progress, on_loss)
+            undo.callback(self._voice.forget, news_id)
+            with Bars(progress) as bars:
                 engine = self._core.deploy(
                     file=file._file.get(),
                     plan=made.to_dict(),
@@ -375,6 +503,8 @@ class Cluster:
                     hidden_f16=wire == "f16",
                     verify=verify,
                     micro_batch_rows=plan.micro_batch_rows if plan else 0,
+                    news=self._voice.board,
+                    news_id=news_id,
                     progress=bars.update if bars.active else None,
                 )
             undo.pop_all()
@@ -386,6 +516,7 @@ class Cluster:
             progress=progress,
             stacklevel=2,
         )
+        weakref.finalize(model, self._voice.forget, news_id)
         with self._lock:
             closed = self._closed
             self._models.add(model)
@@ -412,19 +543,22 @@ class Cluster:
             )
         return GGUF._from_core(self._core.remote_file(name), name)
 
+    def _ends_of(self, plan: Plan, where: str) -> list[int]:
+        planned = tuple(node.address for node in plan.nodes)
+        if planned != self._addresses:
+            raise ArgumentError(
+                f"[{where}] plan: it is for {', '.join(planned)}, need one for this cluster's "
+                f"workers in their order: {', '.join(self._addresses)}"
+            )
+        return [node.layers.stop for node in plan.nodes]
+
     def _make_plan(
-        self, file: GGUF, options: dict[str, Any], like: Plan | None, where: str
+        self, file: GGUF, options: dict[str, Any], ends: list[int] | None, progress: Progress
     ) -> Plan:
-        """Make the best plan, or evaluate the layers of another one here and now."""
-        ends = None
-        if like is not None:
-            planned = tuple(node.address for node in like.nodes)
-            if planned != self._addresses:
-                raise ArgumentError(
-                    f"[{where}] plan: it is for {', '.join(planned)}, need one for this cluster's "
-                    f"workers in their order: {', '.join(self._addresses)}"
-                )
-            ends = [node.layers.stop for node in like.nodes]
+        """Make the best plan, or evaluate one with these layers, here and now."""
+        n_new = sum(node.rates is None and node.state != "lost" for node in self.nodes)
+        if n_new:
+            Voice.say(f"measuring {count_of(n_new)}", progress)
         model = _core.PlanModel.from_gguf(file._file.get())
         return Plan.from_dict(_core.plan(model, self._core.facts(), options, ends))
 
@@ -461,18 +595,17 @@ class Cluster:
     def __repr__(self) -> str:
         if self._closed:
             return f"Cluster({list(self._addresses)}, closed)"
-        n = len(self._addresses)
         kind = "on this machine" if self._launcher is not None else ", ".join(self._addresses)
-        return f"Cluster({n} {'worker' if n == 1 else 'workers'}: {kind})"
+        return f"Cluster({count_of(len(self._addresses))}: {kind})"
 
     def _repr_html_(self) -> str:
         if self._closed:
             return f"<pre>{html.escape(repr(self))}</pre>"
-        return f"<b>{html.escape(repr(self))}</b>{nodes_html(self.nodes)}"
+        return f"<b>{html.escape(repr(self))}</b>{self.nodes._repr_html_()}"
 
-    def _ask(self, where: str, *, measure: bool) -> tuple[Node, ...]:
+    def _ask(self, where: str, *, measure: bool) -> Nodes:
         self._check(where)
-        return tuple(Node._from_core(info) for info in self._core.nodes(measure))
+        return Nodes(Node._from_core(info) for info in self._core.nodes(measure))
 
     def _check(self, where: str) -> None:
         if self._closed:
@@ -482,65 +615,3 @@ class Cluster:
                 f"[{where}] this process was forked after the cluster was made, and its links did "
                 "not come along; make the cluster in this process"
             )
-
-
-def _end(core: _core.Coordinator, launcher: LocalLauncher | None, pid: int) -> None:
-    if os.getpid() != pid:  # a forked child: the links are its parent's
-        return
-    try:
-        core.close()
-    finally:
-        if launcher is not None:
-            launcher.close()
-
-
-class _Bars:
-    """A bar for what each worker is at while it loads, or the caller's callback."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._bars: dict[str, tuple[str, ExitStack, Reporter]] = {}  # by address
-        self.active = Reporter(progress, "load").active
-
-    def update(self, address: str, what: str, done: int, total: int) -> None:
-        """Take the core's news of one worker."""
-        if address not in self._bars or self._bars[address][0] != what:
-            self._end(address)
-            stack = ExitStack()
-            reporter = stack.enter_context(Reporter(self._progress, what, of=address))
-            self._bars[address] = (what, stack, reporter)
-        self._bars[address][2].update(done, total)
-
-    def _end(self, address: str) -> None:
-        if address in self._bars:
-            self._bars.pop(address)[1].close()
-
-    def __enter__(self) -> _Bars:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for address in list(self._bars):
-            self._end(address)
-
-
-def _usable_cache() -> Path | None:
-    """Return the user's cache folder, or None where there cannot be one."""
-    try:
-        return make_private(cache_folder())
-    except IoError:  # digests are made again each time: slower, no less right
-        return None
-
-
-def _check_folder(folder: Any, name: str, where: str) -> None:
-    if folder is None:
-        return
-    if not isinstance(folder, str | os.PathLike):
-        raise ArgumentError(f"[{where}] {name}: got {type(folder).__name__}, need a folder or None")
-    if name == "models" and not Path(folder).is_dir():
-        raise ArgumentError(f"[{where}] {name}: {os.fspath(folder)} is no folder")
-
-
-def _one_of(value: Any, name: str, known: Sequence[str], where: str) -> None:
-    if not isinstance(value, str) or value not in known:
-        choices = ", ".join(f'"{k}"' for k in known)
-        raise ArgumentError(f"[{where}] {name}: got {value!r}, need one of {choices}")

@@ -22,8 +22,8 @@ from moesaic.folders import config_folder
 
 __all__ = ["Key", "NamedCluster", "named_cluster", "named_clusters", "read_key", "resolve"]
 
-#: What ``key=`` takes: a key file's path, the key itself as bytes, or None.
-Key = str | os.PathLike[str] | bytes | None
+#: What ``key=`` takes: a key file's path, the key itself as bytes, a launcher's key, or None.
+Key = str | os.PathLike[str] | bytes | _core.ClusterKey | None
 
 _FILE = "clusters.toml"
 _FIELDS = {"workers", "key"}
@@ -149,8 +149,8 @@ def read_key(key: Key, where: str) -> _core.ClusterKey | None:
     IoError
         The file cannot be read, or others may read it too.
     """
-    if key is None:
-        return None
+    if key is None or isinstance(key, _core.ClusterKey):
+        return key
     if isinstance(key, bytes):
         text = key.hex().encode() if len(key) == _RAW_KEY_BYTES else key
         return _core.ClusterKey.parse(text)

@@ -87,7 +87,12 @@ class OutOfMemoryError(MoesaicError, MemoryError):
 
 
 class WorkerLost(MoesaicError, ConnectionError):  # noqa: N818 (it says what happened)
-    """A worker of a cluster is gone; the session survives.
+    """A worker of a cluster is gone, or stands still.
+
+    With ``on_loss="raise"`` at once; with ``"wait"`` and ``"replan"`` when it did not come back,
+    or the others could not take its layers, in time. The call has failed for all who waited; the
+    model and its sessions survive: the next call links to the workers anew and runs the tokens of
+    its session again, once with ``"raise"``, else with the patience of a new loss.
 
     Attributes
     ----------

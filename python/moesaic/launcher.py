@@ -27,6 +27,7 @@ from typing import IO, Protocol, TypeVar
 from moesaic import _core
 from moesaic.errors import ArgumentError, ClosedError, NetError
 from moesaic.folders import make_private
+from moesaic.voice import Voice
 
 __all__ = ["Launcher", "LocalLauncher"]
 
@@ -172,6 +173,8 @@ class LocalLauncher:
         self._memory = memory
         self._group = _Group()
         self._finalizer = weakref.finalize(self, self._group.stop)
+        #: Called with the addresses of workers that were started: a cluster adds them.
+        self.on_start: Callable[[Sequence[str]], None] | None = None
 
     @property
     def key(self) -> _core.ClusterKey:
@@ -197,6 +200,7 @@ class LocalLauncher:
             One of them did not come up; the message has what it said. None is left then.
         """
         self._check_open()
+        Voice.say(f"starting {n} worker" if n == 1 else f"starting {n} workers")
         memory = self._memory
         if memory is None:
             memory = int(_core.available_memory_bytes() * _SHARE_OF_MEMORY / n)
@@ -211,7 +215,10 @@ class LocalLauncher:
         except BaseException:  # Ctrl-C too
             self.close()
             raise
-        return [worker.address for worker in started]
+        addresses = [worker.address for worker in started]
+        if self.on_start is not None:
+            self.on_start(addresses)
+        return addresses
 
     def restart(self, address: str) -> None:
         """Start a worker again that has ended, on the address it had.

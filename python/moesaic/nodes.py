@@ -11,7 +11,7 @@ from moesaic._tables import html_table, text_table
 if TYPE_CHECKING:
     from moesaic import _core
 
-__all__ = ["HeldModel", "Node", "Rates", "node_rows", "nodes_html", "nodes_text"]
+__all__ = ["HeldModel", "Node", "Nodes", "Rates", "node_rows", "nodes_html", "nodes_text"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +114,21 @@ class Node:
             bytes_received=info.bytes_received_activations,
             bytes_read=info.bytes_read_weights,
         )
+
+
+class Nodes(tuple[Node, ...]):
+    """The workers of a cluster, in order; prints as a table."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return nodes_text(self)
+
+    def __repr__(self) -> str:
+        return nodes_text(self)
+
+    def _repr_html_(self) -> str:
+        return nodes_html(self)
 
 
 _HEADS = ("node", "state", "host", "cpu", "memory", "free", "rtt", "link", "read", "int8", "holds")

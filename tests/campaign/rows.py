@@ -93,6 +93,21 @@ def _resumes() -> list[Row]:
     ]
 
 
+def _late_losses() -> list[Row]:
+    group = "loss at 0, 1 s, patience - 1, + 1 and 10 x patience into a call (200)"
+    return [
+        _case(
+            group, n, f"late loss, on_loss={on_loss}", must_hold,
+            "three", fault_others.lost_late, on_loss=on_loss,
+        )
+        for on_loss, n, must_hold in (
+            ("raise", 66, "WorkerLost; the next call goes on"),
+            ("wait", 67, "goes on"),
+            ("replan", 67, "goes on"),
+        )
+    ]  # fmt: skip
+
+
 def _stops() -> list[Row]:
     group = "SIGSTOP (60), flapping (300), coordinators in a row (50)"
     row = partial(_case, group, 15)
@@ -248,4 +263,13 @@ def _more() -> list[Row]:
 
 def rows() -> list[Row]:
     """Return all rows in the table's order."""
-    return [*_programs(), *_kills(), *_resumes(), *_stops(), *_links(), *_people(), *_more()]
+    return [
+        *_programs(),
+        *_kills(),
+        *_resumes(),
+        *_late_losses(),
+        *_stops(),
+        *_links(),
+        *_people(),
+        *_more(),
+    ]

@@ -56,6 +56,10 @@ def chat(
     cluster: o.Workers = None,
     key: o.Key = None,
     local: o.Local = None,
+    on_loss: o.OnLoss = "raise",
+    plan: o.PlanFile = None,
+    kv_type: o.KvType = "f16",
+    kv_tokens: o.KvTokens = None,
 ) -> None:
     """Talk with a model; /help lists the commands."""
     settings: dict[str, Any] = {
@@ -67,7 +71,7 @@ def chat(
         "seed": seed,
     }
     variables = dict(chat_commands.template_variable(text) for text in template_var or ())
-    place = o.Place(cluster, key, local)
+    place = o.Place(cluster, key, local, on_loss, plan, kv_type, kv_tokens)
     with o.open_model(
         model, n_ctx=n_ctx, threads=threads, deterministic=deterministic, place=place
     ) as m:

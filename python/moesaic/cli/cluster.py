@@ -1,7 +1,8 @@
-"""``moesaic cluster status``: the workers of a cluster, what they hold and how fast they are."""
+"""``moesaic cluster``: the workers of a cluster, what they hold, and freeing that."""
 
 from __future__ import annotations
 
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,19 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moesaic.cli import options as o
-from moesaic.cli.terminal import FAILED, command, print_json, table
+from moesaic.cli.terminal import FAILED, command, human_bytes, print_json, table
 from moesaic.cluster_config import Key, named_clusters, resolve
 from moesaic.errors import ArgumentError, MoesaicError, NetError
 
 if TYPE_CHECKING:
     from moesaic.nodes import Node
 
-group = typer.Typer(help="Look at a cluster.", no_args_is_help=True, rich_markup_mode=None)
-
-
-@group.callback()
-def cluster() -> None:
-    """Look at a cluster."""  # one command today; Typer would leave its name out without this
+group = typer.Typer(
+    help="Look at a cluster, and free what it holds.", no_args_is_help=True, rich_markup_mode=None
+)
 
 
 @group.command()
@@ -61,6 +59,44 @@ def status(
         print(table(node_rows(nodes)))
     if any(node.state == "lost" for node in nodes):
         raise typer.Exit(FAILED)
+
+
+@group.command()
+@command
+def unload(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL",
+            help="The name of its file, or its identity.  [default: all that are not in use]",
+            show_default=False,
+        ),
+    ] = None,
+    workers: Annotated[
+        str | None,
+        typer.Option(
+            "--cluster",
+            "-c",
+            help="HOST:PORT,HOST:PORT or a name from clusters.toml.  [default: the only one there]",
+            show_default=False,
+        ),
+    ] = None,
+    key: Annotated[Path | None, typer.Option("--key", "-k", help="The cluster's key file.")] = None,
+) -> None:
+    """Let the workers free weights that they hold and that no model uses.
+
+    Prints the workers as they are then.
+    """
+    from moesaic.cluster import Cluster
+    from moesaic.nodes import node_rows
+
+    addresses, chosen = resolve(workers or only_cluster(), key, "cluster unload")
+    with Cluster(addresses, key=chosen) as c:
+        before = sum(held.weights_bytes for node in c.nodes for held in node.models)
+        nodes = c.unload(model)
+    after = sum(held.weights_bytes for node in nodes for held in node.models)
+    print(table(node_rows(nodes)))
+    print(f"[freed {human_bytes(before - after)}]", file=sys.stderr)
 
 
 def only_cluster() -> str:

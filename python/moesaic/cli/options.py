@@ -5,21 +5,24 @@ Nothing here prints or ends the process; see ``terminal`` for that.
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moesaic.errors import ArgumentError
+from moesaic.cli.terminal import show_log
+from moesaic.errors import ArgumentError, FormatError, IoError
 
 if TYPE_CHECKING:
     from moesaic.cluster import Cluster
     from moesaic.model import Model
+    from moesaic.plan import Plan
 
 #: Most tokens of an answer in a conversation.
 ANSWER_TOKENS = 1024
@@ -94,6 +97,31 @@ Key = Annotated[
 Local = Annotated[
     int | None, typer.Option("--local", help="Run on so many workers started on this machine.")
 ]
+OnLoss = Annotated[
+    str,
+    typer.Option(
+        "--on-loss",
+        help="When a worker is lost: raise (an error), wait for it, or replan (others take its "
+        "layers).",
+    ),
+]
+KvType = Annotated[str, typer.Option("--kv-type", help="Type of the KV cache: f16, f32 or q8_0.")]
+KvTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--kv-tokens",
+        help="Cached tokens of all sequences together.  [default: n-ctx]",
+        show_default=False,
+    ),
+]
+PlanFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--plan",
+        help="Who holds what: a file that `moesaic plan --json` printed for these workers.",
+        show_default=False,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
 
@@ -104,6 +132,51 @@ class Place:
     cluster: str | None = None
     key: Path | None = None
     local: int | None = None
+    on_loss: str = "raise"
+    plan: Path | None = None
+    kv_type: str = "f16"
+    kv_tokens: int | None = None
+
+    @property
+    def here(self) -> bool:
+        """Whether it is this process."""
+        return self.cluster is None and self.local is None
+
+    def memory_options(self) -> dict[str, Any]:
+        """Return what a load here and one on workers have in common."""
+        return {"kv_type": self.kv_type, "kv_tokens": self.kv_tokens}
+
+    def check(self) -> None:
+        """Refuse options that are for workers when there are none."""
+        given = {
+            "--key": self.key is not None,
+            "--on-loss": self.on_loss != "raise",
+            "--plan": self.plan is not None,
+        }
+        for name, is_given in given.items():
+            if self.here and is_given:
+                raise ArgumentError(f"[run] got {name} without --cluster, which it is for")
+
+
+def read_plan(path: Path) -> Plan:
+    """Read what ``moesaic plan --json`` printed.
+
+    Raises
+    ------
+    FormatError, IoError
+        It is something else, or cannot be read.
+    """
+    from moesaic.plan import Plan
+
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise IoError(f"[run] --plan {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise FormatError(f"[run] --plan {path}: no JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise FormatError(f"[run] --plan {path}: need what moesaic plan --json prints")
+    return Plan.from_dict(data)
 
 
 def cluster_key(file: Path | None) -> Path | bytes | None:
@@ -135,20 +208,34 @@ def open_model(
     from moesaic.plan import trained_context
 
     place = place or Place()
-    if place.cluster is None and place.local is None:
-        if place.key is not None:
-            raise ArgumentError("[run] got --key without --cluster, which it is for")
+    place.check()
+    if place.here:
         if n_ctx is None:
             with GGUF(path) as file:
                 n_ctx = trained_context(file)
-        with Model(path, n_ctx=n_ctx, threads=threads, deterministic=deterministic) as m:
+        with Model(
+            path,
+            n_ctx=n_ctx,
+            threads=threads,
+            deterministic=deterministic,
+            **place.memory_options(),
+        ) as m:
             yield m
         return
+    plan = None if place.plan is None else read_plan(place.plan)
+    show_log()
     with open_cluster(place, threads) as cluster:
-        if n_ctx is None:
+        if n_ctx is None and plan is None:
             with cluster._open(path, "run") as file:
                 n_ctx = trained_context(file)
-        with cluster.load(path, n_ctx=n_ctx, deterministic=deterministic) as m:
+        with cluster.load(
+            path,
+            n_ctx=n_ctx,
+            deterministic=deterministic,
+            on_loss=place.on_loss,
+            plan=plan,
+            **place.memory_options(),
+        ) as m:
             yield m
 
 

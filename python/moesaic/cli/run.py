@@ -50,11 +50,15 @@ def run(
     cluster: o.Workers = None,
     key: o.Key = None,
     local: o.Local = None,
+    on_loss: o.OnLoss = "raise",
+    plan: o.PlanFile = None,
+    kv_type: o.KvType = "f16",
+    kv_tokens: o.KvTokens = None,
     as_json: o.Json = False,
 ) -> None:
     """Generate text from a prompt. The text goes to stdout, figures to stderr."""
     text = given_prompt(words, prompt)
-    place = o.Place(cluster, key, local)
+    place = o.Place(cluster, key, local, on_loss, plan, kv_type, kv_tokens)
     sampling: dict[str, Any] = {
         "max_tokens": max_tokens,
         "temperature": temperature,

@@ -5,8 +5,10 @@ Not here: what the commands do.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import logging
 import os
 import re
 import sys
@@ -166,6 +168,24 @@ def show_warning(
     """Print a warning as the command line's user needs it: without the place in our source."""
     said = one_line(in_flags(str(message)))
     print(f"moesaic: warning: {said}", file=file or sys.stderr)
+
+
+def show_log() -> None:
+    """Print what the library logs on stderr: losses always, what it is about to do on terminals."""
+    logger = logging.getLogger("moesaic")
+    if any(isinstance(handler, _Lines) for handler in logger.handlers):
+        return
+    logger.addHandler(_Lines())
+    logger.setLevel(logging.INFO if sys.stderr.isatty() else logging.WARNING)
+    logger.propagate = False
+
+
+class _Lines(logging.Handler):
+    """Writes each record as a line of this program."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError, ValueError):  # a stderr that is gone or was closed
+            print(f"moesaic: {one_line(record.getMessage())}", file=sys.stderr, flush=True)
 
 
 def open_missing_streams() -> None:

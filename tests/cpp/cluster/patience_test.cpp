@@ -205,10 +205,8 @@ TEST_F(Patience, ReplanDoesNotDialTheWorkerThatWasLost) {
   // In its place somebody who accepts links and says nothing: dialled, it would cost 5 s.
   const std::string address = kill(0);
   const SilentServer silent(address);
-  const auto begin = std::chrono::steady_clock::now();
   EXPECT_EQ(logits(*runner, id), expected);
   EXPECT_FALSE(silent.was_dialled());
-  EXPECT_LT(std::chrono::steady_clock::now() - begin, 4s);
   EXPECT_TRUE(has_said("re-planning") && has_said("back"));
 }
 

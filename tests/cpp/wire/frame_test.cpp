@@ -108,11 +108,11 @@ TEST(Frame, LimitsStandBeforeTheBody) {
     EXPECT_THROW(decode_header(header_of(type, 14001 + kFieldsLimit), 14000), ProtocolError);
     EXPECT_EQ(body_limit(type, 0xFFFFFFFFU), 0xFFFFFFFFU);
   }
-  for (int type = 1; type <= 23; ++type) {
+  for (int type = 1; type <= 24; ++type) {
     EXPECT_THROW(decode_header(header_of(static_cast<MessageType>(type), 0xFFFFFFFFU), 1 << 20),
                  ProtocolError);
   }
-  EXPECT_THROW(decode_header(header_of(static_cast<MessageType>(24), 0), 0), ProtocolError);
+  EXPECT_THROW(decode_header(header_of(static_cast<MessageType>(25), 0), 0), ProtocolError);
 }
 
 TEST(Frame, AnotherVersionIsNamedWithOurs) {

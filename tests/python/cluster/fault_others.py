@@ -137,6 +137,42 @@ def resumed(rig: Rig, i: int, on_loss: str) -> Figures:
     return {"whole_after_s": took}
 
 
+def lost_late(rig: Rig, i: int, on_loss: str) -> Figures:
+    """Kill a worker at some time into a call, measured in patiences: it goes on, or says so."""
+    patience = 2.0
+    at = (0.0, 1.0, patience - 1.0, patience + 1.0, 10.0 * patience)[i % 5]
+    rig.revive()
+    victim = i // 5 % len(rig.workers)
+    kill = Once(lambda: rig.kill(victim))
+    back = threading.Timer(0.3, rig.revive)
+    got: list[int] = []
+    with rig.load(on_loss=on_loss, wait_seconds=patience, n_ctx=65536) as model:
+        began = time.monotonic()
+        chunks = model.stream([3, 4, 5], max_tokens=None, temperature=0, ignore_eos=True)
+        error = None
+        n_before = 0
+        try:
+            for chunk in chunks:
+                got += [int(token) for token in chunk.tokens]
+                if not kill.done and time.monotonic() - began >= at:
+                    kill()
+                    back.start()
+                    n_before = len(got)
+                if kill.done and len(got) > n_before + 2000:
+                    break
+        except moesaic.WorkerLost as caught:
+            error = caught
+        finally:
+            chunks.close()
+            if back.ident is not None:
+                back.join()
+        took = kill.seconds_ago()
+        assert (error is not None) == (on_loss == "raise"), error
+        check(model)  # the worker is back: the same model goes on, whatever on_loss says
+    rig.revive()
+    return {f"over_after_s_{on_loss}": took}
+
+
 def stopped(rig: Rig, i: int, seconds: float) -> Figures:
     """SIGSTOP for a while: short ones nobody sees, after long ones the sleeper is fenced off."""
     rig.revive()
@@ -253,14 +289,10 @@ def interrupted(rig: Rig, i: int) -> Figures:
         took = _pressed(press, dice(i, "ctrl-c").uniform(0.05, 0.6), lambda: call(model))
         late = 1.0 if name == "load" else 0.1
         assert took < late + 0.5, f"{name}: heard after {took:.3f} s"
-        if name != "wait":
-            began = time.monotonic()
-            check(model)
-            assert time.monotonic() - began < LOST_S
-    rig.revive()
-    if name == "wait":
-        with rig.load() as model:
-            check(model)
+        rig.revive()
+        began = time.monotonic()
+        check(model)
+        assert name == "wait" or time.monotonic() - began < LOST_S
     return {f"heard_after_s_{name}": took, "in_time": float(took <= late)}
 
 

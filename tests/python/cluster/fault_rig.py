@@ -99,7 +99,8 @@ class Rig:
         options.setdefault("progress", False)
         options.setdefault("deterministic", True)
         options.setdefault("plan", self.plan)
-        return (cluster or self.cluster).load(DEMO, n_ctx=N_CTX, **options)
+        options.setdefault("n_ctx", N_CTX)
+        return (cluster or self.cluster).load(DEMO, **options)
 
     def signal(self, i: int, number: int) -> None:
         """Send a signal to worker i."""

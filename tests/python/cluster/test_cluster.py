@@ -14,7 +14,7 @@ import pytest
 from processes import GONE_S, alive, wait_gone
 
 import moesaic
-from moesaic.cluster import _Bars
+from moesaic.voice import Bars
 
 PROMPT = "It is a truth universally"
 
@@ -151,7 +151,7 @@ def test_loading_reports_what_every_worker_does(pair, demo_path):
 
 def test_each_worker_has_a_bar_for_what_it_does(pair, demo_path, monkeypatch, capsys):
     monkeypatch.setattr("moesaic.progress._BYTES", ("B", True, 0.0))  # shown at once
-    with _Bars(True) as bars:
+    with Bars(True) as bars:
         assert bars.active
         for done in (0, 50, 100):
             bars.update("a:1", "pull", done, 100)
@@ -212,7 +212,7 @@ def test_workers_without_a_copy_pull_their_slices(tmp_path, demo_path, exact):
 @pytest.mark.parametrize(
     ("path", "error", "message"),
     [
-        ("no/such/file.gguf", moesaic.IoError, r'a bare name \("file.gguf"\) is looked for'),
+        ("/no/such/file.gguf", moesaic.IoError, r'a bare name \("file.gguf"\) is looked for'),
         ("nothing-has-this-name.gguf", moesaic.IoError, "nothing-has-this-name"),
         (3, moesaic.ArgumentError, "path: got 3"),
         (b"x", moesaic.ArgumentError, "path: got b'x'"),

@@ -49,6 +49,12 @@ def test_it_goes_on_with_the_same_tokens(three: Rig, on_loss: str, i: int) -> No
     fault_others.resumed(three, i, on_loss)
 
 
+@pytest.mark.filterwarnings("ignore:.*trained for")
+@pytest.mark.parametrize(("i", "on_loss"), [(0, "raise"), (3, "wait"), (3, "replan")])
+def test_a_worker_lost_late_in_a_call(three: Rig, on_loss: str, i: int) -> None:
+    fault_others.lost_late(three, i, on_loss)
+
+
 @pytest.mark.parametrize("seconds", [1.0, 2.0, 4.0])
 def test_a_worker_that_stops(copies: Rig, seconds: float) -> None:
     fault_others.stopped(copies, 1, seconds)

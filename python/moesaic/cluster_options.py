@@ -1,0 +1,50 @@
+"""Checks of what callers of a cluster give: folders, choices, layers. Not for what it does."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from moesaic.errors import ArgumentError, IoError
+from moesaic.folders import cache_folder, make_private
+from moesaic.inputs import integer
+
+__all__ = ["check_folder", "layer_ends", "one_of", "usable_cache", "workers"]
+
+
+def workers(n: int) -> str:
+    return f"{n} worker" if n == 1 else f"{n} workers"
+
+
+def layer_ends(layers: Sequence[int], n_workers: int, where: str) -> list[int]:
+    if isinstance(layers, str | bytes) or len(layers) != n_workers:
+        raise ArgumentError(
+            f"[{where}] layers: got {layers!r}, need one count for each of {workers(n_workers)}"
+        )
+    return list(accumulate(integer(count, "layers", where, 0, 2**31) for count in layers))
+
+
+def usable_cache() -> Path | None:
+    """Return the user's cache folder, or None where there cannot be one."""
+    try:
+        return make_private(cache_folder())
+    except IoError:  # digests are made again each time: slower, no less right
+        return None
+
+
+def check_folder(folder: Any, name: str, where: str) -> None:
+    if folder is None:
+        return
+    if not isinstance(folder, str | os.PathLike):
+        raise ArgumentError(f"[{where}] {name}: got {type(folder).__name__}, need a folder or None")
+    if name == "models" and not Path(folder).is_dir():
+        raise ArgumentError(f"[{where}] {name}: {os.fspath(folder)} is no folder")
+
+
+def one_of(value: Any, name: str, known: Sequence[str], where: str) -> None:
+    if not isinstance(value, str) or value not in known:
+        choices = ", ".join(f'"{k}"' for k in known)
+        raise ArgumentError(f"[{where}] {name}: got {value!r}, need one of {choices}")
