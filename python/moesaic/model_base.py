@@ -166,7 +166,8 @@ class LoadedModel:
         dict of str to int
             ``steps``; rows that were run, ``prompt_rows`` and ``decode_rows``, and ``reused_rows``
             that an equal prefix saved; requests now ``waiting`` and ``active``; finished sequences
-            ``cached`` for reuse; ``kv_tokens_free``.
+            ``cached`` for reuse; ``preemptions``, how often a request whose caller was away gave
+            its part of the cache to others, to run its rows again; ``kv_tokens_free``.
 
         Examples
         --------
