@@ -7,12 +7,12 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <cerrno>
 #include <cstring>
 #include <span>
 
 #include "base/digest.h"
+#include "base/output_file.h"
 
 namespace moesaic::engine {
 namespace {
@@ -33,7 +33,6 @@ class Fd {
   Fd(const Fd&) = delete;
   Fd& operator=(const Fd&) = delete;
   int get() const { return fd_; }
-  bool close_now() { return ::close(std::exchange(fd_, -1)) == 0; }
 
  private:
   int fd_;
@@ -59,35 +58,24 @@ T get(const std::uint8_t* from) {
 
 class Writer {
  public:
-  Writer(int fd, const std::string& path, const CancelFlag* cancel)
-      : fd_(fd), path_(path), cancel_(cancel) {}
+  Writer(OutputFile& file, const CancelFlag* cancel) : file_(file), cancel_(cancel) {}
 
   void write(std::span<const std::uint8_t> bytes) {
     while (!bytes.empty()) {
       if (cancel_ != nullptr) cancel_->check();
       const auto piece = bytes.first(std::min(bytes.size(), kPiece));
       digest_.update(piece.data(), piece.size());
-      raw(piece);
+      file_.write(piece);
       bytes = bytes.subspan(piece.size());
     }
   }
   void write_digest() {
     const Sha256Digest digest = digest_.finish();
-    raw(digest);
+    file_.write(digest);
   }
 
  private:
-  void raw(std::span<const std::uint8_t> bytes) {
-    while (!bytes.empty()) {
-      const ssize_t n = ::write(fd_, bytes.data(), bytes.size());
-      if (n < 0 && errno == EINTR) continue;
-      if (n < 0) io_error("Session.save", path_, "writing failed");
-      bytes = bytes.subspan(static_cast<std::size_t>(n));
-    }
-  }
-
-  int fd_;
-  const std::string& path_;
+  OutputFile& file_;
   const CancelFlag* cancel_;
   Sha256 digest_;
 };
@@ -121,50 +109,27 @@ class Reader {
   Sha256 digest_;
 };
 
-// The directory entry of a renamed file is durable only when the directory is synced. File systems
-// that cannot do this say so; the file itself is safe by then.
-void sync_directory(const std::string& path) {
-  const auto slash = path.find_last_of('/');
-  const std::string folder =
-      slash == std::string::npos ? "." : path.substr(0, std::max<std::size_t>(slash, 1));
-  const Fd fd(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  if (fd.get() >= 0) static_cast<void>(::fsync(fd.get()));
-}
-
 }  // namespace
 
 void write_session(const std::string& path, const std::string& identity,
                    const Engine::SavedSession& session, const CancelFlag* cancel) {
   if (identity.size() > kMaxIdentity)
     fail<InternalError>("[Session.save] the identity is too long");
-  static std::atomic<unsigned> counter{0};
-  const std::string temporary = strcat(path, ".tmp.", ::getpid(), ".", counter.fetch_add(1));
   // Readable by the owner only: it holds a conversation.
-  Fd fd(::open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
-  if (fd.get() < 0) io_error("Session.save", temporary, "it cannot be made");
-  try {
-    std::vector<std::uint8_t> head;
-    for (const char c : kMagic) head.push_back(static_cast<std::uint8_t>(c));
-    put(head, kVersion);
-    put(head, static_cast<std::uint32_t>(identity.size()));
-    put(head, static_cast<std::uint64_t>(session.tokens.size()));
-    put(head, static_cast<std::uint64_t>(session.kv.size()));
-    for (const char c : identity) head.push_back(static_cast<std::uint8_t>(c));
-    for (const std::int32_t token : session.tokens) put(head, static_cast<std::uint32_t>(token));
-    Writer writer(fd.get(), temporary, cancel);
-    writer.write(head);
-    writer.write(session.kv);
-    writer.write_digest();
-    if (::fsync(fd.get()) != 0) io_error("Session.save", temporary, "it cannot be synced");
-    if (!fd.close_now()) io_error("Session.save", temporary, "it cannot be closed");
-    if (::rename(temporary.c_str(), path.c_str()) != 0) {
-      io_error("Session.save", path, "the finished file cannot be renamed to this");
-    }
-  } catch (...) {
-    static_cast<void>(::unlink(temporary.c_str()));
-    throw;
-  }
-  sync_directory(path);
+  OutputFile file("Session.save", path, OutputFile::Access::kOwnerOnly);
+  std::vector<std::uint8_t> head;
+  for (const char c : kMagic) head.push_back(static_cast<std::uint8_t>(c));
+  put(head, kVersion);
+  put(head, static_cast<std::uint32_t>(identity.size()));
+  put(head, static_cast<std::uint64_t>(session.tokens.size()));
+  put(head, static_cast<std::uint64_t>(session.kv.size()));
+  for (const char c : identity) head.push_back(static_cast<std::uint8_t>(c));
+  for (const std::int32_t token : session.tokens) put(head, static_cast<std::uint32_t>(token));
+  Writer writer(file, cancel);
+  writer.write(head);
+  writer.write(session.kv);
+  writer.write_digest();
+  file.commit();
 }
 
 Engine::SavedSession read_session(const std::string& path, const EngineFacts& facts,

@@ -2,19 +2,15 @@
 // refuses is refused here.
 #include "gguf/writer.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <bit>
-#include <cerrno>
-#include <cstdio>
+#include <cmath>
 #include <cstring>
 #include <limits>
 
 #include "base/checked.h"
 #include "base/errors.h"
+#include "base/output_file.h"
 #include "gguf/cursor.h"
 #include "gguf/layout.h"
 
@@ -83,10 +79,6 @@ void pad_to(std::vector<std::uint8_t>& out, std::uint64_t alignment) {
   out.resize((out.size() + alignment - 1) & ~(alignment - 1), 0);
 }
 
-[[noreturn]] void refuse_file(const std::string& path, const char* doing, int error) {
-  fail<IoError>("[gguf.Writer] ", path, ": cannot ", doing, ": ", std::strerror(error));
-}
-
 }  // namespace
 
 Writer::Writer(std::uint32_t alignment) : alignment_(alignment) {
@@ -142,6 +134,10 @@ void Writer::add_uint(std::string_view key, ValueType type, std::uint64_t value)
 
 void Writer::add_float(std::string_view key, ValueType type, double value) {
   if (type != ValueType::kF32 && type != ValueType::kF64) refuse_type(key, type, "f32 or f64");
+  if (type == ValueType::kF32 && std::isfinite(value) && std::isinf(static_cast<float>(value))) {
+    fail<ArgumentError>("[gguf.Writer] key ", quoted(key), ": ", value,
+                        " does not fit f32: write it as f64");
+  }
   begin_key(key, type);
   if (type == ValueType::kF32) {
     put(metadata_, static_cast<float>(value));
@@ -241,36 +237,15 @@ std::vector<std::uint8_t> Writer::finish() const {
 }
 
 void Writer::write(const std::string& path) const {
-  const std::string temporary = strcat(path, ".tmp", getpid());
-  const int fd = open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-  if (fd < 0) refuse_file(temporary, "create", errno);
-  const auto give_up = [&](const char* doing, int error) {
-    close(fd);
-    unlink(temporary.c_str());
-    refuse_file(temporary, doing, error);
-  };
-  const auto put_out = [&](std::span<const std::uint8_t> bytes) {
-    while (!bytes.empty()) {
-      const ssize_t n = ::write(fd, bytes.data(), bytes.size());
-      if (n < 0 && errno == EINTR) continue;
-      if (n < 0) give_up("write", errno);
-      bytes = bytes.subspan(static_cast<std::size_t>(n));
-    }
-  };
-  put_out(header());
+  OutputFile file("gguf.Writer", path, OutputFile::Access::kAsUsual);
+  file.write(header());
   const std::vector<std::uint8_t> zeros(alignment_, 0);
   for (const Tensor& tensor : tensors_) {
-    put_out(tensor.bytes);
+    file.write(tensor.bytes);
     const std::uint64_t over = tensor.bytes.size() & (alignment_ - 1);
-    if (over != 0) put_out(std::span(zeros).first(alignment_ - over));
+    if (over != 0) file.write(std::span(zeros).first(alignment_ - over));
   }
-  if (fsync(fd) != 0) give_up("flush", errno);
-  if (close(fd) != 0) refuse_file(temporary, "close", errno);
-  if (rename(temporary.c_str(), path.c_str()) != 0) {
-    const int error = errno;
-    unlink(temporary.c_str());
-    refuse_file(path, "rename the finished file to it", error);
-  }
+  file.commit();
 }
 
 }  // namespace moesaic::gguf

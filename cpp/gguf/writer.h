@@ -30,7 +30,7 @@ class Writer {
   void add_tensor(std::string_view name, quant::Qtype type, std::span<const std::uint64_t> ne,
                   std::span<const std::uint8_t> bytes);
   std::vector<std::uint8_t> finish() const;   // the whole file
-  void write(const std::string& path) const;  // temporary name, fsync, rename
+  void write(const std::string& path) const;  // see base/output_file.h
 
  private:
   struct Tensor {
