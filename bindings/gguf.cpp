@@ -6,8 +6,10 @@
 #include <pybind11/typing.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "base/aligned_buffer.h"
 #include "base/errors.h"
@@ -18,6 +20,7 @@
 #include "bindings/register.h"
 #include "bindings/text.h"
 #include "gguf/writer.h"
+#include "quant/checked_encode.h"
 #include "quant/qtype.h"
 
 namespace moesaic::bindings {
@@ -197,6 +200,52 @@ Shape byte_shape(Shape shape, const quant::QtypeTraits& traits, const char* wher
   return shape;
 }
 
+constexpr std::int64_t kNoElement = std::numeric_limits<std::int64_t>::max();
+
+// The smallest index that any thread has found.
+class FirstElement {
+ public:
+  void lower(std::int64_t index) {
+    std::int64_t seen = index_.load();
+    while (index < seen && !index_.compare_exchange_weak(seen, index)) {
+    }
+  }
+  std::int64_t get() const { return index_.load(); }
+
+ private:
+  std::atomic<std::int64_t> index_{kNoElement};
+};
+
+// Names an element of `given`, whose shape it is, that the type cannot hold.
+[[noreturn]] void refuse_element(const py::array& given, const Shape& shape, std::int64_t index,
+                                 const quant::QtypeTraits& traits) {
+  std::string place;
+  std::int64_t rest = index;
+  for (auto dim = shape.rbegin(); dim != shape.rend(); ++dim) {
+    place = strcat(rest % *dim, place.empty() ? "" : ", ", place);
+    rest /= *dim;
+  }
+  const double value = given.attr("item")(index).cast<double>();
+  fail<ArgumentError>("[quantize] array: element ",
+                      shape.size() > 1 ? strcat("(", place, ")") : place, " is ", value,
+                      ", need finite values that ", traits.name,
+                      " can hold: scale the array, or take BF16 or F32");
+}
+
+// float64 numbers are encoded as float32 first: one that becomes infinite there is refused.
+void check_float32_range(const py::array& given, const FloatArray& array, const Shape& shape,
+                         const quant::QtypeTraits& traits) {
+  if (given.itemsize() <= 4) return;
+  const float* const end = array.data() + array.size();
+  for (const float* x = array.data();
+       (x = std::find_if(x, end, [](float one) { return std::isinf(one); })) != end; ++x) {
+    const std::int64_t index = x - array.data();
+    if (!std::isinf(given.attr("item")(index).cast<double>())) {
+      refuse_element(given, shape, index, traits);
+    }
+  }
+}
+
 py::array_t<std::uint8_t> quantize(const py::object& values, const std::string& qtype,
                                    int n_threads) {
   constexpr const char* kWhere = "[quantize]";
@@ -212,28 +261,26 @@ py::array_t<std::uint8_t> quantize(const py::object& values, const std::string& 
                         " can be read but not written, need one of ", known);
   }
   const FloatArray array = float_array(values, kWhere, "array");
+  const auto given = py::reinterpret_borrow<py::array>(values);
   const Shape shape(array.shape(), array.shape() + array.ndim());
+  check_float32_range(given, array, shape, traits);
   auto out = new_array<std::uint8_t>(byte_shape(shape, traits, kWhere));
   const float* in = array.data();
   std::uint8_t* blocks = out.mutable_data();
   const std::int64_t n_blocks = array.size() / traits.block_elems;
+  FirstElement bad;
   {
     const GilRelease free_gil;
-    if (traits.block_elems > 1) {
-      const float* end = in + array.size();
-      const float* bad = std::find_if_not(in, end, [](float x) { return std::isfinite(x); });
-      if (bad != end) {
-        fail<ArgumentError>(kWhere, " array: element ", bad - in, " is ", *bad,
-                            ", need finite values for ", traits.name);
-      }
-    }
     // Encoders search: a block costs some hundred times what decoding it does.
     run_codec(n_blocks, std::int64_t{64} * traits.block_elems, n_threads,
               [&](std::int64_t first, std::int64_t n) {
-                traits.encode(in + first * traits.block_elems, n,
-                              blocks + first * traits.block_bytes);
+                const std::int64_t begin = first * traits.block_elems;
+                const std::int64_t at = quant::encode_checked(traits, in + begin, n,
+                                                              blocks + first * traits.block_bytes);
+                if (at != quant::kAllHeld) bad.lower(begin + at);
               });
   }
+  if (bad.get() != kNoElement) refuse_element(given, shape, bad.get(), traits);
   return out;
 }
 

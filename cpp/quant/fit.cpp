@@ -13,6 +13,7 @@ namespace {
 
 constexpr float kTiny = 1e-30F;
 constexpr float kLargestF16 = 65504.0F;
+thread_local bool cut_off = false;
 constexpr int kPasses = 2;  // rounds of "integers for this d, then d for these integers"
 
 // sum of w * a * b over n, a multiple of 8, in eight lanes so that it vectorises.
@@ -88,8 +89,12 @@ int nearest_integer(float value, float unit, int lo, int hi) {
 }  // namespace
 
 std::uint16_t f16_scale(float value) {
+  if (!(std::abs(value) <= kLargestF16)) cut_off = true;
   return f32_to_f16(std::clamp(value, -kLargestF16, kLargestF16));
 }
+
+bool a_scale_was_cut_off() { return cut_off; }
+void forget_cut_off_scales() { cut_off = false; }
 
 int Iq4Levels::code(float value) const {
   int best = 0;

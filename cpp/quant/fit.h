@@ -27,6 +27,11 @@ inline int round_within(float value, int lo, int hi) {
 // infinity.
 std::uint16_t f16_scale(float value);
 
+// Whether f16_scale has cut off a value in this thread since forget_cut_off_scales(): a sign that
+// the block may be far from its numbers (some encoders cut off in trials that they do not take).
+bool a_scale_was_cut_off();
+void forget_cut_off_scales();
+
 // Levels a code stands for: either all integers in [lo, hi], the code being the integer itself, or
 // IQ4's 16, by index.
 struct IntegerLevels {

@@ -48,7 +48,8 @@ def quantize(array: npt.ArrayLike, qtype: str, *, threads: int = 0) -> npt.NDArr
     Raises
     ------
     ArgumentError
-        Wrong dtype, a row that does not fit the block, or a type that cannot be written.
+        Wrong dtype, a row that does not fit the block, a type that cannot be written, or a number
+        that the type cannot hold (not finite where the type has blocks, or beyond its scales).
 
     Examples
     --------
@@ -60,7 +61,9 @@ def quantize(array: npt.ArrayLike, qtype: str, *, threads: int = 0) -> npt.NDArr
     True
     """
     threads = checked_threads(threads, "quantize")
-    return _core.quantize(np.asarray(array), checked_qtype(qtype, "quantize"), threads)
+    name = checked_qtype(qtype, "quantize")
+    with np.errstate(over="ignore"):  # of float64 beyond float32: refused by the core
+        return _core.quantize(np.asarray(array), name, threads)
 
 
 def checked_qtype(qtype: Any, where: str) -> str:
@@ -100,12 +103,13 @@ def write_gguf(
     qtype: str | Mapping[str, str] = "F32",
     alignment: int = 32,
 ) -> None:
-    """Write a GGUF v3 file: under a temporary name first, flushed, then renamed.
+    """Write a GGUF v3 file: whole, or not at all.
 
     Parameters
     ----------
     path : str or os.PathLike
-        Where to; an existing file is replaced.
+        Where to; an existing file is replaced when the new one is whole, through a symbolic link
+        too. A pipe, device or directory is refused.
     metadata : Mapping of str to value
         bool, str and float become bool, string and f32; an int becomes the first of u32, i32, i64,
         u64 that holds it; a NumPy scalar or array keeps its type; a list of one kind becomes an
@@ -122,9 +126,9 @@ def write_gguf(
     Raises
     ------
     ArgumentError
-        A value, type or shape that a GGUF file cannot hold.
+        A value, type or shape that a GGUF file, or an element type, cannot hold.
     IoError
-        The operating system refused.
+        The operating system refused, or the target is not a regular file.
 
     Examples
     --------
@@ -243,7 +247,8 @@ def _add_sequence(
     dtype = np.dtype(_DTYPE_OF_TYPE[kind])
     try:
         array = np.asarray(values)
-        packed = array.astype(dtype) if len(array) else np.empty(0, dtype)
+        with np.errstate(over="ignore"):  # said below
+            packed = array.astype(dtype) if len(array) else np.empty(0, dtype)
     except (TypeError, ValueError, OverflowError) as error:
         raise ArgumentError(f'[write_gguf] key "{key}": {error}') from None
     if dtype.kind in "iu" and not (
@@ -252,6 +257,13 @@ def _add_sequence(
         raise ArgumentError(
             f'[write_gguf] key "{key}": not all values are integers that fit {kind}'
         )
+    if dtype.kind == "f" and array.dtype.kind in "fiu":
+        beyond = np.isinf(packed) & ~np.isinf(array)
+        if bool(beyond.any()):
+            raise ArgumentError(
+                f'[write_gguf] key "{key}": {array[beyond][0]} does not fit {kind}: give '
+                'Typed(values, "f64")'
+            )
     writer.add_array(key, kind, packed)
 
 
@@ -273,6 +285,23 @@ def _element_type(key: str, values: Sequence[Any]) -> str:
     )
 
 
+_INTEGER_TYPES = ("I8", "I16", "I32", "I64")
+
+
+def _integers(name: str, array: npt.NDArray[Any], kind: str) -> npt.NDArray[Any]:
+    """Return integers as the dtype of ``kind``, each checked to be in its range."""
+    dtype = np.dtype(f"int{kind[1:]}")
+    limits = np.iinfo(dtype)
+    outside = np.argwhere((array < limits.min) | (array > limits.max))
+    if len(outside):
+        place = tuple(int(i) for i in outside[0])
+        raise ArgumentError(
+            f'[write_gguf] tensor "{name}": element {place} is {array[place]}, need integers from '
+            f"{limits.min} to {limits.max} for {kind}"
+        )
+    return np.ascontiguousarray(array.astype(dtype))
+
+
 def _add_tensor(writer: _core.GGUFWriter, name: str, given: Any, default: str) -> None:
     if isinstance(given, tuple) and len(given) == 3:
         raw, kind, shape = given
@@ -282,8 +311,12 @@ def _add_tensor(writer: _core.GGUFWriter, name: str, given: Any, default: str) -
     array = np.asarray(values)
     if array.ndim == 0:
         array = array.reshape(1)
-    if array.dtype.kind in "iu" and kind in ("I8", "I16", "I32", "I64"):
-        raw = np.ascontiguousarray(array.astype(np.dtype(f"int{kind[1:]}"), casting="safe"))
+    if array.dtype.kind in "iu" and isinstance(kind, str) and kind.upper() in _INTEGER_TYPES:
+        raw = _integers(name, array, kind.upper())
         writer.add_tensor(name, kind, list(array.shape), raw.reshape(-1).view(np.uint8))
         return
-    writer.add_tensor(name, kind, list(array.shape), quantize(array, kind))
+    try:
+        raw = quantize(array, kind)
+    except ArgumentError as error:
+        raise ArgumentError(f'[write_gguf] tensor "{name}": {error}') from None
+    writer.add_tensor(name, kind, list(array.shape), raw)
