@@ -159,6 +159,13 @@ class KvStore {
   virtual const KvSpec& spec() const = 0;
 };
 
+// A finite number that the type of a KV cache cannot hold.
+struct KvOverflow {
+  std::int64_t position = 0;  // in its sequence
+  bool is_key = true;         // else of a value
+  float number = 0;
+};
+
 // Rows [row_begin, +n_rows) of the step belong to one sequence, at positions [start, start +
 // n_rows); its cache lies in `pages`, of which those up to position start + n_rows are there.
 struct SequenceRows {
@@ -251,9 +258,11 @@ class Backend {
   virtual std::unique_ptr<KvStore> make_kv(const KvSpec& spec) = 0;
   virtual std::size_t kv_page_bytes(const KvSpec& spec) const = 0;  // one page over all layers
   virtual std::size_t kv_kept_bytes(const KvSpec& spec) const = 0;  // of spec.kept, all layers
-  // Rows of the step into the cache: k (n, k_width), v (n, v_width) or null for MLA.
-  virtual void kv_write(KvStore& kv, std::int64_t layer, std::span<const SequenceRows> sequences,
-                        const Mat& k, const Mat* v) = 0;
+  // Rows of the step into the cache: k (n, k_width), v (n, v_width) or null for MLA. Returns the
+  // first number (in order of rows, k before v) that did not fit: these rows are then of no use.
+  virtual std::optional<KvOverflow> kv_write(KvStore& kv, std::int64_t layer,
+                                             std::span<const SequenceRows> sequences, const Mat& k,
+                                             const Mat* v) = 0;
   // Copies page `from` to page `to`, all layers (a fork in the middle of a page).
   virtual void kv_copy_page(KvStore& kv, std::int32_t from, std::int32_t to) = 0;
   // Rows [begin, end) of a sequence in canonical order (token, k then v) of one layer as stored, to

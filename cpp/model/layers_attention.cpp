@@ -1,6 +1,8 @@
 // Attention of a layer; see layers.h. MLA: section 2.1, arXiv:2405.04434; FACTS.md section 4.
 #include <array>
+#include <optional>
 
+#include "base/errors.h"
 #include "model/layers.h"
 
 namespace moesaic::model {
@@ -23,6 +25,18 @@ void project_out(const LayerContext& context, const LayerPlace& place, const Mat
 bool exact_attention(const LayerContext& context, const LayerPlace& place) {
   return context.exact || context.kv.spec().type == backend::KvType::kF32 ||
          quant::is_float(place.weights.attn_output->type());
+}
+
+// Writes the rows of the step into the cache; throws ArgumentError when a number does not fit.
+void cache_rows(const LayerContext& context, const LayerPlace& place, const Mat& k, const Mat* v) {
+  const std::optional<backend::KvOverflow> overflow =
+      context.backend.kv_write(context.kv, place.kv_layer, context.rows.sequences, k, v);
+  if (!overflow) return;
+  const bool is_f16 = context.kv.spec().type == backend::KvType::kF16;
+  fail<ArgumentError>("[kv] layer ", place.layer, ", position ", overflow->position, ": ",
+                      overflow->is_key ? "a key" : "a value", " of ", overflow->number,
+                      " overflows the ", is_f16 ? "f16" : "q8_0", " cache, which holds up to ",
+                      is_f16 ? "65504" : "8.3e6", ": load the model with kv_type=\"f32\"");
 }
 
 void run_grouped(const LayerContext& context, const LayerPlace& place, const Mat& normed,
@@ -49,7 +63,7 @@ void run_grouped(const LayerContext& context, const LayerPlace& place, const Mat
   }
   backend.rope(q, config.d_head_k, 0, config.rope, rows.positions);
   backend.rope(k, config.d_head_k, 0, config.rope, rows.positions);
-  backend.kv_write(context.kv, place.kv_layer, rows.sequences, k, &v);
+  cache_rows(context, place, k, &v);
   backend.attention(context.kv, place.kv_layer,
                     {.n_heads = config.n_heads,
                      .n_kv_heads = config.n_kv_heads,
@@ -88,7 +102,7 @@ void mla_project(const LayerContext& context, const LayerPlace& place, const Mat
   backend.rms_norm(c, w.attn_kv_a_norm.get(), config.norm_eps, c);
   backend.rope(q, config.d_head_k, mla.d_nope, config.rope, rows.positions);
   backend.rope(latent, mla.kv_lora + mla.d_rope, mla.kv_lora, config.rope, rows.positions);
-  backend.kv_write(context.kv, place.kv_layer, rows.sequences, latent, nullptr);
+  cache_rows(context, place, latent, nullptr);
 }
 
 // One latent head that all query heads read: q' = k_b q_nope, o = v_b (softmax(q' c + q_pe k_pe)

@@ -53,6 +53,19 @@ std::int64_t largest_n_ctx(const ModelFile& model, const Slice& slice, const Loa
   return low * options.page_tokens;
 }
 
+// A block of q8_0 lies within one head.
+void check_kv_type(const Config& config, const LoadOptions& options) {
+  if (options.kv_type != backend::KvType::kQ8_0) return;
+  const bool is_mla = config.mla.kv_lora > 0;
+  const std::int64_t d_k = is_mla ? config.kv_k_width() : config.d_head_k;
+  const std::int64_t d_v = is_mla ? 0 : config.d_head_v;
+  if (d_k % 32 == 0 && d_v % 32 == 0) return;
+  fail<ArgumentError>("[", options.where, "] kv_type: got \"q8_0\" for a model with ",
+                      is_mla ? "latent rows" : "heads", " of ", d_k,
+                      is_mla ? "" : strcat(" (keys) and ", d_v, " (values)"),
+                      " numbers, need multiples of 32: use kv_type=\"f16\"");
+}
+
 }  // namespace
 
 void validate(const LoadOptions& options) {
@@ -71,6 +84,7 @@ void validate(const LoadOptions& options) {
 
 backend::KvSpec kv_spec(const Config& config, const Slice& slice, const LoadOptions& options,
                         std::int64_t kv_tokens) {
+  check_kv_type(config, options);
   return {.n_layers = slice.n_layers(),
           .k_width = config.kv_k_width(),
           .v_width = config.kv_v_width(),

@@ -58,8 +58,9 @@ class CpuBackend final : public Backend {
   std::unique_ptr<KvStore> make_kv(const KvSpec& spec) override;
   std::size_t kv_page_bytes(const KvSpec& spec) const override;
   std::size_t kv_kept_bytes(const KvSpec& spec) const override;
-  void kv_write(KvStore& kv, std::int64_t layer, std::span<const SequenceRows> sequences,
-                const Mat& k, const Mat* v) override;
+  std::optional<KvOverflow> kv_write(KvStore& kv, std::int64_t layer,
+                                     std::span<const SequenceRows> sequences, const Mat& k,
+                                     const Mat* v) override;
   void kv_copy_page(KvStore& kv, std::int32_t from, std::int32_t to) override;
   std::size_t kv_row_bytes(const KvSpec& spec) const override;
   void kv_read(const KvStore& kv, std::int64_t layer, std::span<const std::int32_t> pages,

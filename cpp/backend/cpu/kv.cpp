@@ -4,9 +4,12 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <mutex>
+#include <utility>
 
 #include "backend/cpu/cpu_backend.h"
 #include "base/errors.h"
+#include "quant/fit.h"
 #include "quant/q8_0.h"
 
 namespace moesaic::backend::cpu {
@@ -34,20 +37,63 @@ void store_q8(const float* x, std::int64_t n, std::uint8_t* out) {
   }
 }
 
-void store(const kernels::Table& table, KvType type, const float* x, std::int64_t n,
-           std::uint8_t* out) {
+// The first finite number of x that is not finite as f16, or n.
+std::int64_t first_beyond_f16(const float* x, std::int64_t n, const std::uint16_t* stored) {
+  constexpr unsigned kExponent = 0x7C00;
+  unsigned any = 0;  // no branches: the loop vectorises
+  for (std::int64_t i = 0; i < n; ++i) any |= (stored[i] & kExponent) == kExponent ? 1U : 0U;
+  if (any == 0) return n;
+  std::int64_t i = 0;
+  while (i < n && ((stored[i] & kExponent) != kExponent || !std::isfinite(x[i]))) ++i;
+  return i;
+}
+
+// The first finite number of x whose block has no scale for it, or n.
+std::int64_t first_beyond_q8(const float* x, std::int64_t n) {
+  if (!quant::a_scale_was_cut_off()) return n;
+  return std::find_if(
+             x, x + n,
+             [](float one) { return std::isfinite(one) && std::abs(one) > 65504.0F * 127.0F; }) -
+         x;
+}
+
+// Returns the index of the first number that does not fit, or n.
+std::int64_t store(const kernels::Table& table, KvType type, const float* x, std::int64_t n,
+                   std::uint8_t* out) {
   switch (type) {
     case KvType::kF32:
       std::memcpy(out, x, static_cast<std::size_t>(n) * 4);
-      return;
-    case KvType::kF16:
-      table.to_f16(x, n, reinterpret_cast<std::uint16_t*>(out));
-      return;
+      return n;
+    case KvType::kF16: {
+      auto* halves = reinterpret_cast<std::uint16_t*>(out);
+      table.to_f16(x, n, halves);
+      return first_beyond_f16(x, n, halves);
+    }
     case KvType::kQ8_0:
+      quant::forget_cut_off_scales();
       store_q8(x, n, out);
-      return;
+      return first_beyond_q8(x, n);
   }
+  return n;
 }
+
+// The first overflow of a step, whichever member of the team finds it.
+class FirstOverflow {
+ public:
+  void add(std::int64_t row, const KvOverflow& overflow) {
+    const std::lock_guard lock(mutex_);
+    const std::pair order{row, !overflow.is_key};
+    if (found_ && order >= order_) return;
+    found_ = overflow;
+    order_ = order;
+  }
+  std::optional<KvOverflow> get() const { return found_; }
+
+ private:
+  std::mutex mutex_;
+  std::pair<std::int64_t, bool> order_;
+  std::optional<KvOverflow> found_;
+};
 
 void check_page(const CpuKv& kv, std::int32_t page, const char* op) {
   if (page < 0 || page >= kv.spec().n_pages) {
@@ -107,8 +153,9 @@ std::size_t CpuBackend::kv_row_bytes(const KvSpec& spec) const {
   return kv_bytes(spec.type, spec.k_width) + kv_bytes(spec.type, spec.v_width);
 }
 
-void CpuBackend::kv_write(KvStore& kv, std::int64_t layer, std::span<const SequenceRows> sequences,
-                          const Mat& k, const Mat* v) {
+std::optional<KvOverflow> CpuBackend::kv_write(KvStore& kv, std::int64_t layer,
+                                               std::span<const SequenceRows> sequences,
+                                               const Mat& k, const Mat* v) {
   const char* op = "kv_write";
   CpuKv& cache = kv_of(kv, op);
   const KvSpec& spec = cache.spec();
@@ -125,6 +172,7 @@ void CpuBackend::kv_write(KvStore& kv, std::int64_t layer, std::span<const Seque
     forget_kept(cache, layer, sequence.pages, sequence.start, sequence.start + sequence.n_rows);
   }
   const bool whole_team = k.rows * (spec.k_width + spec.v_width) > (64 << 10);
+  FirstOverflow overflow;
   parallel(whole_team, [&](int member, int n_members) {
     for (const SequenceRows& sequence : sequences) {
       check_cancel();
@@ -135,14 +183,19 @@ void CpuBackend::kv_write(KvStore& kv, std::int64_t layer, std::span<const Seque
         const std::int32_t page =
             sequence.pages[static_cast<std::size_t>(position / spec.page_tokens)];
         const std::size_t in_page = static_cast<std::size_t>(position % spec.page_tokens);
-        store(table_, spec.type, keys.row(r), spec.k_width,
-              cache.k_page(layer, page) + in_page * cache.k_row_bytes());
+        const auto put = [&](const float* row, std::int64_t width, bool is_key, std::uint8_t* to) {
+          const std::int64_t at = store(table_, spec.type, row, width, to);
+          if (at < width) overflow.add(r, {position, is_key, row[at]});
+        };
+        put(keys.row(r), spec.k_width, true,
+            cache.k_page(layer, page) + in_page * cache.k_row_bytes());
         if (v == nullptr) continue;
-        store(table_, spec.type, values.row(r), spec.v_width,
-              cache.v_page(layer, page) + in_page * cache.v_row_bytes());
+        put(values.row(r), spec.v_width, false,
+            cache.v_page(layer, page) + in_page * cache.v_row_bytes());
       }
     }
   });
+  return overflow.get();
 }
 
 void CpuBackend::kv_copy_page(KvStore& kv, std::int32_t from, std::int32_t to) {
