@@ -4,6 +4,7 @@
 
 #include "backend/backend.h"
 #include "base/aligned_buffer.h"
+#include "base/private_folder.h"
 #include "base/process.h"
 #include "base/thread_pool.h"
 #include "bindings/register.h"
@@ -31,6 +32,11 @@ void register_system(pybind11::module_& m) {
       "/proc/PID/environ, and return its bytes; None when it is not set or empty.");
   m.def("forbid_core_dumps", &forbid_core_dumps,
         "From now on this process leaves no core dump, and only root can attach to it.");
+  m.def(
+      "replaceable_by_others",
+      [](const pybind11::bytes& folder) { return replaceable_by_others(std::string(folder)); },
+      pybind11::arg("folder"),
+      "Why other users may replace what lies in a folder; empty when they cannot.");
   m.def("isa", &backend::current_isa, "The CPU table in use (MOESAIC_ISA forces one).");
 }
 

@@ -21,6 +21,7 @@
 #include <new>
 
 #include "base/errors.h"
+#include "base/private_folder.h"
 
 namespace moesaic::net {
 namespace {
@@ -176,6 +177,12 @@ ClusterKey ClusterKey::read(const std::string& path) {
   if (S_ISREG(status.st_mode) && (status.st_mode & 0077U) != 0) {
     fail<IoError>("[key] ", path, ": others may read it (mode ", std::oct, status.st_mode & 0777U,
                   "): run chmod 600 on it, and make a new key if this one was exposed");
+  }
+  if (S_ISREG(status.st_mode)) {
+    const std::size_t slash = path.find_last_of('/');
+    const std::string why = replaceable_by_others(
+        slash == std::string::npos ? "." : path.substr(0, std::max<std::size_t>(slash, 1)));
+    if (!why.empty()) fail<IoError>("[key] ", path, ": ", why);
   }
   if (n_read == sizeof text.bytes) {
     fail<ArgumentError>("[key] ", path, ": got more than ", n_read - 1,

@@ -44,6 +44,7 @@ __all__: list[str] = [
     "qtype_ids",
     "qtypes",
     "quantize",
+    "replaceable_by_others",
     "take_environment",
     "token_ids",
 ]
@@ -668,6 +669,11 @@ def quantize(
 ) -> numpy.typing.NDArray[numpy.uint8]:
     """
     Encode floats; uint8 with the last axis in bytes.
+    """
+
+def replaceable_by_others(folder: bytes) -> str:
+    """
+    Why other users may replace what lies in a folder; empty when they cannot.
     """
 
 def take_environment(name: str) -> bytes | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from itertools import accumulate
@@ -31,7 +32,8 @@ def usable_cache() -> Path | None:
     """Return the user's cache folder, or None where there cannot be one."""
     try:
         return make_private(cache_folder())
-    except IoError:  # digests are made again each time: slower, no less right
+    except IoError as error:  # digests are made again each time: slower, no less right
+        logging.getLogger("moesaic").warning("no cache is used: %s", error)
         return None
 
 

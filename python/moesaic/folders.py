@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+from moesaic import _core
 from moesaic.errors import IoError
 
 
@@ -38,7 +39,8 @@ def make_private(folder: Path) -> Path:
     Raises
     ------
     IoError
-        It cannot be made, or is there and another user's.
+        It cannot be made, or is there and another user's, or others may write to it or to a
+        folder above it (as ssh's StrictModes has it).
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -47,4 +49,12 @@ def make_private(folder: Path) -> Path:
         raise IoError(f"{folder}: cannot be made: {error.strerror}; name another folder") from None
     if owner not in (os.geteuid(), 0):
         raise IoError(f"{folder}: belongs to another user (number {owner}); name another folder")
+    why = replaceable(folder)
+    if why:
+        raise IoError(f"{folder}: {why}")
     return folder
+
+
+def replaceable(folder: Path) -> str:
+    """Say why other users may replace the files in a folder, and what to do; "": they cannot."""
+    return _core.replaceable_by_others(os.fsencode(folder))

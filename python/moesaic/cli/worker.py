@@ -24,7 +24,7 @@ from moesaic import _core
 from moesaic._version import __version__
 from moesaic.cli.terminal import command, human_bytes, plain
 from moesaic.errors import ArgumentError, IoError
-from moesaic.folders import cache_folder, make_private
+from moesaic.folders import cache_folder, make_private, replaceable
 from moesaic.units import parse_bytes
 
 _KEY_VARIABLE = "MOESAIC_KEY"
@@ -128,6 +128,10 @@ def worker(
         raise ArgumentError("[worker] got --cache and --no-cache, need one of them")
     if models is not None and not models.is_dir():
         raise ArgumentError(f"[worker] --models: {models} is no folder")
+    why = "" if models is None or models_for_now else replaceable(models)
+    if why:
+        text = f"--models {models}: {why}; until then others can change the weights that it serves"
+        write_event("warning", text, {"folder": str(models)}, log_json)
     known = (0.0, 0.0) if rates is None else parse_rates(rates)
     folder = None if no_cache else make_private(cache or cache_folder())
     memory_bytes = 0 if memory is None else parse_bytes(memory, "--memory", "worker")

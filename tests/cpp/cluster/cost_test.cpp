@@ -82,6 +82,10 @@ TEST(Cost, PlansTakeWhatTheLoaderTakes) {
     const std::int64_t n_layers = model.config.n_layers;
     using enum backend::KvType;
     for (const backend::KvType kv_type : {kF32, kF16, kQ8_0}) {
+      const bool is_mla = model.config.mla.kv_lora > 0;
+      const std::int64_t d_k = is_mla ? model.config.kv_k_width() : model.config.d_head_k;
+      const std::int64_t d_v = is_mla ? 0 : model.config.d_head_v;
+      if (kv_type == kQ8_0 && (d_k % 32 != 0 || d_v % 32 != 0)) continue;  // refused
       model::LoadOptions load;
       load.deterministic = kv_type == kF32;
       load.kv_type = kv_type;

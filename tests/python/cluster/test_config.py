@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -168,6 +170,38 @@ def test_folders_follow_the_platform(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(moesaic.IoError, match="cannot be made"):
         make_private(tmp_path / "file" / "b")
+
+
+def test_folders_that_others_may_write_to_are_refused(tmp_path):
+    folder = tmp_path / "open" / "cache"
+    folder.mkdir(parents=True)
+    _core.ClusterKey.generate(os.fsencode(folder / "key"))
+    for at in (folder, folder.parent):
+        at.chmod(0o777)
+        with pytest.raises(moesaic.IoError, match=rf"others may write to {at} \(mode 777\)"):
+            make_private(folder)
+        with pytest.raises(moesaic.IoError, match=r"key: others may write to .*chmod go-w"):
+            _core.ClusterKey.read(os.fsencode(folder / "key"))
+        at.chmod(0o1777)  # as /tmp: others cannot replace what is ours
+        assert make_private(folder) == folder
+        at.chmod(0o755)
+    assert _core.ClusterKey.read(os.fsencode(folder / "key"))
+
+
+def test_a_worker_warns_of_models_that_others_may_change(tmp_path):
+    tmp_path.chmod(0o777)
+    program = [sys.executable, "-m", "moesaic", "worker", "--listen", "127.0.0.1:0", "--no-cache"]
+    process = subprocess.Popen(
+        [*program, "--models", str(tmp_path)], stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stderr is not None
+        lines = iter(process.stderr.readline, "")
+        line = next(text for text in lines if "warning" in text)
+        assert f"others may write to {tmp_path}" in line
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
 
 
 @pytest.mark.parametrize(
