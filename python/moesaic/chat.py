@@ -236,15 +236,15 @@ class ChatTemplate:
         )
         source = self.named.get("tool_use", self.source) if declared else self.source
         call = _Call(self, source, given, add_generation_prompt and not continue_final)
-        text, form = call.best(conversation, declared)
+        text, form, shown = call.best(conversation, declared)
         if declared:
             _warn_of_lost_tools(declared, text)
-        literal = call.literal(find_control, form, declared, text) if find_control else []
+        literal = call.literal(find_control, form, shown, text) if find_control else []
         if not continue_final:
             return RenderedChat(text, literal)
         if _HERE.strip() not in text:  # the template leaves a last answer out, or apart
             begun = conversation.messages.pop()
-            text, _ = _Call(self, source, given, True).best(conversation, declared)
+            text = _Call(self, source, given, True).best(conversation, declared)[0]
             return RenderedChat(text + _last_text(begun).removesuffix(_HERE))
         end = text.rindex(_HERE.strip())
         cut = text[:end] if text.startswith(_HERE, end) else text[:end].rstrip()
@@ -361,16 +361,22 @@ class _Call:
 
     def best(
         self, conversation: Conversation, tools: list[Any] | None
-    ) -> tuple[str, list[dict[str, Any]]]:
-        """The text that loses least of the messages, and the form they had for it."""
-        best: tuple[int, str, list[dict[str, Any]]] | None = None
+    ) -> tuple[str, list[dict[str, Any]], list[Any] | None]:
+        """The text that loses least of the messages, and the form they and the tools had for it."""
+        best: tuple[str, list[dict[str, Any]], list[Any] | None] | None = None
+        least = 0
         failed: dict[str, Any] | None = None
-        for form in islice(conversation.forms(self._source), _MOST_FORMS):
-            answer = self.ask(form, tools)
+        forms = [(form, tools) for form in islice(conversation.forms(self._source), _MOST_FORMS)]
+        if tools is None:  # a template made for tools alone may go through them unasked
+            forms.append((forms[0][0], []))
+        for form, declared in forms:
+            if declared == [] and best is not None:
+                break
+            answer = self.ask(form, declared)
             if "error" not in answer:
                 lost = conversation.losses(answer["text"])
-                if best is None or lost < best[0]:
-                    best = (lost, str(answer["text"]), form)
+                if best is None or lost < least:
+                    least, best = lost, (str(answer["text"]), form, declared)
                 if lost == 0:
                     break
             elif answer["error"] not in _FAILED:
@@ -381,7 +387,7 @@ class _Call:
             assert failed is not None
             self._template._text_of(failed)  # raises
             raise AssertionError
-        return best[1], best[2]
+        return best
 
     def literal(
         self,
@@ -403,11 +409,10 @@ class _Call:
             nonlocal found
             marked = marks.put(values, keys)
             answer = self.ask(marked[0], marked[1])
-            if answer.get("error") == "time":
-                self._template._text_of(answer)  # raises
-            if "error" in answer:
+            if answer.get("error") in _FAILED:
                 return False
-            plain, found = marks.take(str(answer["text"]))
+            marked_text = self._template._text_of(answer)
+            plain, found = marks.take(marked_text)
             return plain == text
 
         def harmless(keys: list[tuple[str, str]]) -> list[tuple[str, str]]:

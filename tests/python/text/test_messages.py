@@ -190,6 +190,9 @@ def test_tools_that_the_template_ignores_are_said() -> None:
         assert "weather" in render(shows, [ASK], tools=[{**TOOL, "strict": None}])
         for none in (None, [], ()):
             assert render("{{ tools is none }}" + STRINGS, [ASK], tools=none).startswith("True")
+    loops = "{% for t in tools %}{{ t.function.name }}{% endfor %}" + STRINGS
+    assert render(loops, [ASK]) == "[user]Rain?"
+    assert render(loops, [ASK], tools=[TOOL]) == "weather[user]Rain?"
     with pytest.raises(ArgumentError, match="the function 'weather'"):
 
         def weather() -> None: ...
@@ -292,6 +295,8 @@ def test_marks_in_tools_and_arguments_and_where_the_template_looks() -> None:
     source = "{{ tools | tojson }}" + OBJECTS
     tool = {"type": "function", "function": {"name": "weather", "description": "<end>"}}
     assert literal(source, [calls({"<end>": "<end>"})], [tool])[1] == ["<end>"] * 3
+    loops = "{% for t in tools %}{% endfor %}" + STRINGS
+    assert literal(loops, [{"role": "user", "content": "a<end>"}])[1] == ["<end>"]
     # A template that cuts an answer at the end of its reasoning still does.
     cuts = "{% for m in messages %}[{{ m.role }}]{% if m.role == 'assistant' %}{{ m.content.split('</t>')[-1] }}{% else %}{{ m.content }}{% endif %}{% endfor %}"
     messages = [
