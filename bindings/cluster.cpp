@@ -182,6 +182,7 @@ std::shared_ptr<EngineHandle> deploy(const CoordinatorPtr& self, const GGUFFile&
   }
   auto handle = std::make_shared<EngineHandle>();
   handle->device = strcat("cluster: ", n_used, n_used == 1 ? " worker" : " workers");
+  handle->fingerprint = self->fingerprint(file.shared());
   const GilRelease free_gil;
   handle->engine = share_engine(std::move(runner));
   return handle;

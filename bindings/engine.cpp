@@ -52,6 +52,8 @@ void register_engine(py::module_& m) {
           [](const EngineHandle& self) { return self.engine->facts().max_step_rows; })
       .def_property_readonly("identity",
                              [](const EngineHandle& self) { return self.engine->facts().identity; })
+      .def_property_readonly("fingerprint",
+                             [](const EngineHandle& self) { return self.fingerprint; })
       .def_property_readonly(
           "capture_names",
           [](const EngineHandle& self) { return self.engine->facts().capture_names; })

@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "bindings/engine_types.h"
+#include "bindings/gguf_file.h"
 #include "bindings/interruptible.h"
 #include "gguf/file.h"
 #include "model/local_runner.h"
@@ -18,9 +19,9 @@ namespace {
 using Progress = py::typing::Callable<py::object(std::uint64_t, std::uint64_t)>;
 
 // progress(done, total) in bytes is called from this thread, at most every 25 ms and at the end.
-std::shared_ptr<EngineHandle> load(const py::bytes& path, std::int64_t n_ctx,
-                                   std::int64_t kv_tokens, int threads, const std::string& backend,
-                                   bool deterministic, const std::string& kv_type,
+std::shared_ptr<EngineHandle> load(const GGUFFile& file, std::int64_t n_ctx, std::int64_t kv_tokens,
+                                   int threads, const std::string& backend, bool deterministic,
+                                   const std::string& kv_type,
                                    const std::optional<Progress>& progress) {
   std::atomic<std::uint64_t> done{0};
   std::atomic<std::uint64_t> total{0};
@@ -35,7 +36,6 @@ std::shared_ptr<EngineHandle> load(const py::bytes& path, std::int64_t n_ctx,
     total = total_bytes;
     done = done_bytes;
   };
-  const std::string encoded = path;
   std::unique_ptr<model::LocalRunner> runner;
   std::uint64_t shown = 0;
   const auto show = [&] {
@@ -46,7 +46,7 @@ std::shared_ptr<EngineHandle> load(const py::bytes& path, std::int64_t n_ctx,
   run_interruptible(
       [&](const CancelFlag& cancel) {
         options.cancel = &cancel;
-        runner = model::LocalRunner::load(gguf::File::open(encoded), options);
+        runner = model::LocalRunner::load(file.shared(), options);
       },
       show);
   show();
@@ -94,10 +94,10 @@ backend::KvType kv_type_from(const std::string& name, const char* where) {
 }
 
 void register_engine_load(py::module_& m) {
-  m.def("load_model", &load, py::kw_only(), py::arg("path"), py::arg("n_ctx"), py::arg("kv_tokens"),
+  m.def("load_model", &load, py::kw_only(), py::arg("file"), py::arg("n_ctx"), py::arg("kv_tokens"),
         py::arg("threads"), py::arg("backend"), py::arg("deterministic"), py::arg("kv_type"),
         py::arg("progress") = py::none(),
-        "Load a GGUF file by its encoded path; kv_tokens 0 and threads 0 are automatic.");
+        "Load an open GGUF file; kv_tokens 0 and threads 0 are automatic.");
 }
 
 }  // namespace moesaic::bindings

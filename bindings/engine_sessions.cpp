@@ -27,24 +27,31 @@ std::vector<std::int32_t> tokens_of(const SessionHandle& session) {
   return session.state()->tokens;
 }
 
-void save(const SessionHandle& session, const py::bytes& path) {
+// What a session was computed with: the shape of the model, its type of cache, its weights.
+std::string identity_with(const Engine& engine, const std::string& fingerprint) {
+  return strcat(engine.facts().identity, ", weights ", fingerprint);
+}
+
+void save(const SessionHandle& session, const py::bytes& path, const std::string& fingerprint) {
   const std::string encoded = path;
   const auto stop = std::make_shared<CancelFlag>();
   const Engine::SavedSession saved =
       wait_future(session.engine()->save_session(session.state(), stop),
                   [&](const std::future<Engine::SavedSession>&) { stop->set(); });
   run_interruptible([&](const CancelFlag& cancel) {
-    engine::write_session(encoded, session.engine()->facts().identity, saved, &cancel);
+    engine::write_session(encoded, identity_with(*session.engine(), fingerprint), saved, &cancel);
   });
 }
 
-std::unique_ptr<SessionHandle> load(const EngineHandle& self, const py::bytes& path) {
+std::unique_ptr<SessionHandle> load(const EngineHandle& self, const py::bytes& path,
+                                    const std::string& fingerprint) {
   self.engine->check_usable("Model.load_session");
   const std::string encoded = path;
   Engine::SavedSession saved;
-  run_interruptible([&](const CancelFlag& cancel) {
-    saved = engine::read_session(encoded, self.engine->facts(), &cancel);
-  });
+  engine::EngineFacts facts = self.engine->facts();
+  facts.identity = identity_with(*self.engine, fingerprint);
+  run_interruptible(
+      [&](const CancelFlag& cancel) { saved = engine::read_session(encoded, facts, &cancel); });
   const auto stop = std::make_shared<CancelFlag>();
   StatePtr state = wait_future(self.engine->load_session(std::move(saved), stop),
                                [&](std::future<StatePtr> unwanted) {
@@ -83,7 +90,8 @@ void register_engine_sessions(py::module_& m) {
             return wait_session(self.engine(), self.engine()->fork_session(self.state(), n));
           },
           py::arg("n"))
-      .def("save", &save, py::arg("path"), "Write to an encoded path.")
+      .def("save", &save, py::arg("path"), py::arg("fingerprint"),
+           "Write to an encoded path, with the fingerprint of the model's weights.")
       .def("close", [](const SessionHandle& self) { self.engine()->close_session(self.state()); });
 
   m.def(
@@ -92,7 +100,8 @@ void register_engine_sessions(py::module_& m) {
         return wait_session(self.engine, self.engine->open_session());
       },
       py::arg("engine"));
-  m.def("load_session", &load, py::arg("engine"), py::arg("path"), "Read from an encoded path.");
+  m.def("load_session", &load, py::arg("engine"), py::arg("path"), py::arg("fingerprint"),
+        "Read from an encoded path what was saved with these weights.");
   m.def(
       "token_ids",
       [](const py::object& tokens, std::int64_t vocab, const std::string& where) {

@@ -20,7 +20,8 @@ using Dict = pybind11::typing::Dict<pybind11::str, pybind11::object>;
 // A loaded model. Sessions and batches keep it alive.
 struct EngineHandle {
   std::shared_ptr<engine::Engine> engine;
-  std::string device;  // "cpu: avx512vnni, 2 threads"
+  std::string device;       // "cpu: avx512vnni, 2 threads"
+  std::string fingerprint;  // of a model on a cluster; of one on this machine: made when asked for
 };
 
 // The engine's last reference may go in any garbage collection: its end, which waits for the step

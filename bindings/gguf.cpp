@@ -19,6 +19,7 @@
 #include "bindings/numpy.h"
 #include "bindings/register.h"
 #include "bindings/text.h"
+#include "cluster/identify.h"
 #include "gguf/writer.h"
 #include "quant/checked_encode.h"
 #include "quant/qtype.h"
@@ -310,7 +311,8 @@ py::array_t<float> dequantize(const py::object& raw, const std::string& qtype, c
 
 GGUFFile open_file(const std::string& path) {
   const GilRelease free_gil;
-  return GGUFFile(gguf::File::open(path));
+  cluster::LocalFile opened = cluster::open_settled(path);
+  return GGUFFile(std::move(opened.file), std::move(opened.states));
 }
 
 py::typing::List<py::str> keys(const GGUFFile& self) {

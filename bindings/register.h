@@ -8,6 +8,7 @@ namespace moesaic::bindings {
 
 void register_errors(pybind11::module_& m);
 void register_gguf(pybind11::module_& m);
+void register_fingerprint(pybind11::module_& m);  // after what makes a GGUFFile
 void register_engine(pybind11::module_& m);
 void register_plan(pybind11::module_& m);
 void register_worker(pybind11::module_& m);  // before what takes a ClusterKey

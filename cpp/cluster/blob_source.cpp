@@ -84,13 +84,8 @@ LinkSource::Answer LinkSource::wait(std::uint64_t id, const CancelFlag* cancel) 
   }
 }
 
-std::optional<wire::Manifest> LinkSource::manifest(const wire::Digest& identity,
-                                                   const std::string& name, bool want_header,
+std::optional<wire::Manifest> LinkSource::manifest(const wire::ManifestRequest& request,
                                                    const CancelFlag* cancel) {
-  wire::ManifestRequest request;
-  request.identity = identity;
-  request.name = name;
-  request.want_header = want_header;
   Answer answer = ask(request, cancel);
   if (answer.error) return std::nullopt;
   if (!answer.manifest) {
@@ -164,10 +159,9 @@ std::shared_ptr<LinkSource> PeerSource::source(const CancelFlag* cancel) {
   return source_;
 }
 
-std::optional<wire::Manifest> PeerSource::manifest(const wire::Digest& identity,
-                                                   const std::string& name, bool want_header,
+std::optional<wire::Manifest> PeerSource::manifest(const wire::ManifestRequest& request,
                                                    const CancelFlag* cancel) {
-  return source(cancel)->manifest(identity, name, want_header, cancel);
+  return source(cancel)->manifest(request, cancel);
 }
 
 std::vector<std::uint8_t> PeerSource::fetch(const wire::BlobRequest& request,

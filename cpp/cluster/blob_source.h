@@ -30,8 +30,8 @@ class LinkSource final : public BlobSource {
              net::milliseconds deadline = net::milliseconds(10000));
 
   std::string name() const override { return name_; }
-  std::optional<wire::Manifest> manifest(const wire::Digest& identity, const std::string& name,
-                                         bool want_header, const CancelFlag* cancel) override;
+  std::optional<wire::Manifest> manifest(const wire::ManifestRequest& request,
+                                         const CancelFlag* cancel) override;
   std::vector<std::uint8_t> fetch(const wire::BlobRequest& request,
                                   const CancelFlag* cancel) override;
 
@@ -70,8 +70,8 @@ class PeerSource final : public BlobSource {
   ~PeerSource() override;
 
   std::string name() const override { return address_; }
-  std::optional<wire::Manifest> manifest(const wire::Digest& identity, const std::string& name,
-                                         bool want_header, const CancelFlag* cancel) override;
+  std::optional<wire::Manifest> manifest(const wire::ManifestRequest& request,
+                                         const CancelFlag* cancel) override;
   std::vector<std::uint8_t> fetch(const wire::BlobRequest& request,
                                   const CancelFlag* cancel) override;
 

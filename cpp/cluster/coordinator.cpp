@@ -12,6 +12,7 @@
 #include "cluster/blob_server.h"
 #include "cluster/blob_source.h"
 #include "cluster/cluster_runner.h"
+#include "cluster/known_contents.h"
 #include "cluster/numerics.h"
 #include "cluster/plan_time.h"
 #include "cluster/ring.h"
@@ -57,15 +58,6 @@ struct Inbox {
   std::map<std::uint64_t, wire::ErrorReply> errors;
 };
 
-bool has_weights(const gguf::File& file) {
-  try {
-    for (const gguf::TensorInfo& tensor : file.tensors()) file.bytes(tensor);
-    return !file.tensors().empty();
-  } catch (const Error&) {
-    return false;
-  }
-}
-
 class CoordinatorImpl final : public Coordinator,
                               public std::enable_shared_from_this<CoordinatorImpl> {
  public:
@@ -78,6 +70,9 @@ class CoordinatorImpl final : public Coordinator,
                                                 const CancelFlag* cancel) override;
   std::unique_ptr<model::Runner> deploy(std::shared_ptr<const gguf::File> file, const Plan& plan,
                                         const DeployOptions& options) override;
+  std::string fingerprint(const std::shared_ptr<const gguf::File>& file) override {
+    return contents_.fingerprint(file);
+  }
   std::vector<NodeFacts> facts(const CancelFlag* cancel) override;
   void add(const std::string& address, const CancelFlag* cancel) override;
   std::vector<NodeInfo> unload(const std::string& model, const CancelFlag* cancel) override {
@@ -111,6 +106,7 @@ class CoordinatorImpl final : public Coordinator,
   std::unique_ptr<net::NetThread> net_;
   std::mutex mutex_;  // of nodes_, held while asking: callers take turns
   std::vector<Node> nodes_;
+  KnownContents contents_;
   std::shared_ptr<Inbox> inbox_ = std::make_shared<Inbox>();
   std::atomic<std::uint64_t> next_request_{1};
   std::atomic<bool> closed_{false};
@@ -443,22 +439,21 @@ std::shared_ptr<const gguf::File> CoordinatorImpl::remote_file(const std::string
     }
   }
   const Manifests manifests = ask_manifests(sources, {}, name, cancel);
-  if (manifests.found.empty()) {
-    fail<IoError>("[Cluster.load] ", name,
-                  ": no such file here, and no worker has it under its "
-                  "--models folder; copy it to one of them, or give a path on this machine");
-  }
+  const Content content = agreed_content(manifests, name);
   std::atomic<std::uint64_t> n_bytes{0};
-  const wire::Digest identity = manifests.found.front().manifest.identity;
-  auto headers = pull_headers(manifests, identity, name, cancel, &n_bytes);
+  auto headers = pull_headers(manifests, content.headers, name, cancel, &n_bytes);
+  if (!has_headers_of(*headers, content)) {
+    fail<ProtocolError>("[Cluster.load] ", name, ": its headers and its digests do not fit");
+  }
   OpenSlice values;
   values.tensors = model::tensors_to_understand(*headers);
-  if (values.tensors.empty()) return headers;
-  values.identity = identity;
+  values.content = content;
   values.name = name;
   values.sources = sources;
   values.cancel = cancel;
-  return store_->open(values).file;
+  const auto file = values.tensors.empty() ? headers : store_->open(values).file;
+  contents_.remember(file, content);
+  return file;
 }
 
 std::unique_ptr<model::Runner> CoordinatorImpl::deploy(std::shared_ptr<const gguf::File> file,
@@ -497,8 +492,16 @@ std::unique_ptr<model::Runner> CoordinatorImpl::deploy(std::shared_ptr<const ggu
   ring.payload_limit = setup.payload_limit;
   ring.same_numerics = setup.load.deterministic;
   ring.cancel = options.load.cancel;
+  ReadOptions read;
+  read.cancel = options.load.cancel;
+  read.progress = [&](std::uint64_t done, std::uint64_t total) {
+    if (options.progress) options.progress({"this machine", done, total, "identify"});
+  };
+  const Content content = contents_.identify(file, *store_, read);
   wire::Load& load = ring.load;
-  load.identity = header_identity(*file);
+  load.identity = content.identity;
+  load.headers = content.headers;
+  load.tensors = content.tensors;
   load.name = name;
   load.n_ctx = setup.load.n_ctx;
   load.kv_tokens = setup.load.kv_tokens;
@@ -509,7 +512,7 @@ std::unique_ptr<model::Runner> CoordinatorImpl::deploy(std::shared_ptr<const ggu
   load.digests = options.digests;
   load.sources = addresses();
   if (has_weights(*file)) {
-    store_->offer(file, name);
+    store_->offer(file, content, name);
     load.sources.push_back("");
   }
   const auto stages_of = [](const Plan& of) {

@@ -60,10 +60,10 @@ struct CoordinatorOptions {
 enum class OnLoss { kRaise, kWait, kReplan };
 
 struct NodeProgress {
-  std::string address;
+  std::string address;  // "this machine": the coordinator's
   std::uint64_t done_bytes = 0;
   std::uint64_t total_bytes = 0;
-  std::string what;  // "pull", "verify", "map", "ready"
+  std::string what;  // "identify" (this machine), "pull", "verify", "map", "ready"
 };
 
 // What a deployed model tells while its caller waits. From the thread that drives it, seldom.
@@ -103,13 +103,15 @@ class Coordinator {
   // rates (once per worker, about a second) and links.
   virtual std::vector<NodeInfo> nodes(bool measure, const CancelFlag* cancel) = 0;
   // A file by its name under the workers' models folders: its headers, without weights. Throws
-  // IoError when nobody has it.
+  // IoError when no worker has it, FormatError when they have different ones, naming both.
   virtual std::shared_ptr<const gguf::File> remote_file(const std::string& name,
                                                         const CancelFlag* cancel) = 0;
   // Loads `file` as the plan says: each worker uses its own copy, or pulls its slice. `file` may
   // have no weights (remote_file). The runner keeps the coordinator alive.
   virtual std::unique_ptr<model::Runner> deploy(std::shared_ptr<const gguf::File> file,
                                                 const Plan& plan, const DeployOptions& options) = 0;
+  // What a file is whose model has been deployed, in hex; "" for others.
+  virtual std::string fingerprint(const std::shared_ptr<const gguf::File>& file) = 0;
   // Plain facts for make_plan().
   virtual std::vector<NodeFacts> facts(const CancelFlag* cancel) = 0;
   // One more worker, linked and asked. One that is there already is only dialled when it is lost.

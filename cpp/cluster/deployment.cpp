@@ -330,7 +330,9 @@ void Deployment::run(wire::Run run, std::span<const std::uint8_t> payload) {
     const Forget forget{*this};
     const std::scoped_lock turn(host_.compute());
     step_now_ = run.step;
+    stage_->held().check_files();  // before, and after: what was changed meanwhile gave the rows
     output = stage_->run(run, payload, &flag);
+    stage_->held().check_files();
   } catch (const CancelledError&) {
     ahead_.erase(run.step);
     return;

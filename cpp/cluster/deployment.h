@@ -80,6 +80,9 @@ class Deployment {
   void load();
   std::shared_ptr<HeldSlice> obtain(const SliceKey& key, const model::LoadOptions& options,
                                     std::uint64_t& bytes_read);
+  Content content() const;  // of the model, as the coordinator says
+  OpenSlice slice_request();
+  std::shared_ptr<HeldSlice> find_held(const SliceKey& key, std::uint64_t& bytes_read);
   std::shared_ptr<HeldSlice> load_slice(const SliceKey& key, const model::LoadOptions& options,
                                         std::uint64_t& bytes_read);
   std::vector<std::shared_ptr<BlobSource>> sources() const;

@@ -118,18 +118,61 @@ model::LoadOptions Deployment::reserve(const HeldSlice& slice, model::LoadOption
       working + weights, free);
 }
 
+Content Deployment::content() const {
+  Content content{load_.identity, load_.headers, load_.tensors};
+  if (!content.is_known() || !is_consistent(content)) {
+    fail<ProtocolError>("[load] ", load_.name, ": its digests do not give its identity");
+  }
+  return content;
+}
+
+// What is held already, if its files still are what was proven, and (verify="always") once more.
+// With the lock of loading.
+std::shared_ptr<HeldSlice> Deployment::find_held(const SliceKey& key, std::uint64_t& bytes_read) {
+  std::shared_ptr<HeldSlice> slice = host_.held().find(key);
+  if (!slice) return nullptr;
+  try {
+    slice->check_files();
+  } catch (const FormatError& error) {
+    host_.log({"local", strcat("weights that are held are not used again: ", error.what()), {}});
+    host_.held().remove(slice);
+    return nullptr;
+  }
+  if (load_.digests != wire::DigestPolicy::kAlways) return slice;
+  constexpr long kUnused = 2;  // this handle and that of the list
+  if (slice.use_count() > kUnused) {
+    OpenSlice request = slice_request();
+    for (const gguf::TensorInfo* tensor : model::slice_tensors(slice->model, key.slice)) {
+      request.tensors.push_back(tensor->name);
+    }
+    const OpenedSlice opened = host_.store().open(request);
+    bytes_read += opened.bytes_read;
+    if (opened.paths == slice->paths && opened.states == slice->states) return slice;
+  }
+  host_.held().remove(slice);  // read again, and what is derived from it made again
+  return nullptr;
+}
+
+OpenSlice Deployment::slice_request() {
+  OpenSlice request;
+  request.content = content();
+  request.name = load_.name;
+  request.digests = load_.digests;
+  request.sources = sources();
+  request.cancel = &stop_flag_;
+  request.progress = [this](std::uint64_t done, std::uint64_t total, const char* what) {
+    report(done, total, what);
+  };
+  return request;
+}
+
 std::shared_ptr<HeldSlice> Deployment::load_slice(const SliceKey& key,
                                                   const model::LoadOptions& options,
                                                   std::uint64_t& bytes_read) {
   auto slice = std::make_shared<HeldSlice>();
   slice->key = key;
   slice->name = load_.name;
-  OpenSlice request;
-  request.identity = key.identity;
-  request.name = load_.name;
-  request.digests = load_.digests;
-  request.sources = sources();
-  request.cancel = &stop_flag_;
+  OpenSlice request = slice_request();
   OpenedSlice headers = host_.store().open(request);
   request.tensors = model::tensors_to_understand(*headers.file);
   if (!request.tensors.empty()) {
@@ -147,12 +190,11 @@ std::shared_ptr<HeldSlice> Deployment::load_slice(const SliceKey& key,
   for (const gguf::TensorInfo* tensor : model::slice_tensors(slice->model, key.slice)) {
     request.tensors.push_back(tensor->name);
   }
-  request.progress = [this](std::uint64_t done, std::uint64_t total, const char* what) {
-    report(done, total, what);
-  };
   const OpenedSlice opened = host_.store().open(request);
   bytes_read += headers.bytes_read + opened.bytes_read;
   slice->source = opened.source;
+  slice->paths = opened.paths;
+  slice->states = opened.states;
   slice->model = model::understand(opened.file);
   slice->bytes = model::weight_bytes(slice->model, key.slice, !key.deterministic);
   slice->weights = model::load_weights(
@@ -168,21 +210,19 @@ std::shared_ptr<HeldSlice> Deployment::load_slice(const SliceKey& key,
 std::shared_ptr<HeldSlice> Deployment::obtain(const SliceKey& key,
                                               const model::LoadOptions& options,
                                               std::uint64_t& bytes_read) {
-  const auto held = [&] { return host_.held().find(key); };
-  if (auto slice = held()) return slice;
   // One load at a time: a second one of the same slice finds it held.
   std::unique_lock lock(host_.loading(), std::defer_lock);
   while (!lock.try_lock()) {  // a timed mutex would do; ThreadSanitizer does not know those
     stop_flag_.check();
     std::this_thread::sleep_for(std::chrono::milliseconds(10));
   }
-  if (auto slice = held()) return slice;
+  if (auto slice = find_held(key, bytes_read)) return slice;
   return load_slice(key, options, bytes_read);
 }
 
 void Deployment::load() {
   SliceKey key;
-  key.identity = load_.identity;
+  key.identity = content().identity;
   key.slice = slice_of(load_);
   key.deterministic = load_.deterministic;
   model::LoadOptions options = load_options(load_, host_.options());

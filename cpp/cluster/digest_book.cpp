@@ -28,6 +28,9 @@ constexpr std::size_t kUnitBytes = 40;
 constexpr std::size_t kMaxBooks = 256;  // older ones are of files long changed
 constexpr std::uint64_t kMaxBookBytes = std::uint64_t{1} << 28;
 constexpr auto kStampGrain = 50ms;
+constexpr auto kCoarseGrain = 2s + 50ms;  // FAT counts in two seconds
+constexpr auto kMostSkew = 60s;
+constexpr auto kSettlePoll = 20ms;
 constexpr auto kLockPoll = 2ms;
 // A book is written in milliseconds; whoever has the lock for this long hangs. Going on without it
 // can cost a later start some reading, nothing else.
@@ -58,11 +61,9 @@ std::int64_t nanoseconds(const struct statx_timestamp& time) {
   return static_cast<std::int64_t>(time.tv_sec) * 1000000000 + time.tv_nsec;
 }
 
-}  // namespace
-
-FileState file_state(int fd, const std::string& path) {
+FileState look(int fd, const char* name, int flags, const std::string& path) {
   struct statx info {};
-  if (statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS | STATX_BTIME, &info) != 0) {
+  if (statx(fd, name, flags, STATX_BASIC_STATS | STATX_BTIME, &info) != 0) {
     const int error = errno;
     throw FileError(strcat("[weights] ", path, ": cannot look at it: ", std::strerror(error)),
                     error);
@@ -77,27 +78,40 @@ FileState file_state(int fd, const std::string& path) {
   return state;
 }
 
+}  // namespace
+
+FileState file_state(int fd, const std::string& path) { return look(fd, "", AT_EMPTY_PATH, path); }
+
 FileStates file_states(std::span<const std::string> paths) {
-  FileOps ops;
   FileStates states;
-  for (const std::string& path : paths) {
-    const Fd fd = open_file(ops, path, O_RDONLY | O_NONBLOCK);
-    states.push_back(file_state(fd.get(), path));
-  }
+  for (const std::string& path : paths) states.push_back(look(AT_FDCWD, path.c_str(), 0, path));
   return states;
 }
 
-void let_stamps_settle(const FileStates& states) {
+std::chrono::nanoseconds settle_time(const FileStates& states, std::int64_t now_ns) {
+  std::chrono::nanoseconds wait{0};
+  for (const FileState& state : states) {
+    constexpr std::int64_t kSecond = 1'000'000'000;
+    const bool is_coarse = state.changed_ns % kSecond == 0;  // by chance once in a billion
+    const std::chrono::nanoseconds grain = is_coarse ? kCoarseGrain : kStampGrain;
+    const std::chrono::nanoseconds age(now_ns - state.changed_ns);
+    // A server's clock may be some seconds ahead: its grain may not be over. A stamp of the far
+    // future is that of a clock that has jumped, and the next change gets another one.
+    if (age < -kMostSkew) continue;
+    if (age < grain) wait = std::max(wait, age.count() < 0 ? grain : grain - age);
+  }
+  return wait;
+}
+
+void let_stamps_settle(const FileStates& states, const CancelFlag* cancel) {
   timespec time{};
   clock_gettime(CLOCK_REALTIME, &time);
   const std::int64_t now = static_cast<std::int64_t>(time.tv_sec) * 1000000000 + time.tv_nsec;
-  for (const FileState& state : states) {
-    const std::int64_t age = now - state.changed_ns;
-    // A stamp in the future needs no wait: the next change would get another one.
-    if (age >= 0 && age < std::chrono::nanoseconds(kStampGrain).count()) {
-      std::this_thread::sleep_for(kStampGrain);
-      return;
-    }
+  const auto until = std::chrono::steady_clock::now() + settle_time(states, now);
+  for (auto at = std::chrono::steady_clock::now(); at < until;
+       at = std::chrono::steady_clock::now()) {
+    if (cancel != nullptr) cancel->check();
+    std::this_thread::sleep_for(std::min<std::chrono::nanoseconds>(until - at, kSettlePoll));
   }
 }
 

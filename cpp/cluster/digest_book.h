@@ -5,12 +5,14 @@
 // Not a proof against somebody who writes into the folder.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <mutex>
 #include <string>
 #include <vector>
 
+#include "base/cancel.h"
 #include "cluster/file_ops.h"
 #include "cluster/weight_units.h"
 
@@ -31,9 +33,12 @@ using FileStates = std::vector<FileState>;  // of the parts of a set
 
 FileState file_state(int fd, const std::string& path);  // throws IoError
 FileStates file_states(std::span<const std::string> paths);
-// Time stamps have a grain of some milliseconds: a file that has changed within the last ones could
-// change again without a trace. Waits until its stamps are older than that (at most 50 ms).
-void let_stamps_settle(const FileStates& states);
+// How long to wait until a change of these files would leave a trace: time stamps have a grain, and
+// a file that has changed within the last one could change again under the same stamp. It is some
+// milliseconds, or up to two seconds where stamps have no part below a second (FAT, old NFS).
+std::chrono::nanoseconds settle_time(const FileStates& states, std::int64_t now_ns);
+// Waits for that. Throws CancelledError.
+void let_stamps_settle(const FileStates& states, const CancelFlag* cancel = nullptr);
 
 class DigestBook {
  public:

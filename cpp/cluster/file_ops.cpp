@@ -8,12 +8,14 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
-#include <atomic>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <random>
 #include <system_error>
+
+#include "base/digest.h"
 
 namespace moesaic::cluster {
 namespace {
@@ -130,11 +132,39 @@ void rename_file(FileOps& ops, const std::string& from, const std::string& to) {
   if (ops.sync(fd.get()) != 0 && errno != EINVAL) refuse(folder, "flush to disk", errno);
 }
 
+namespace {
+
+// The letter keeps it from looking like the number of a process, which earlier releases had there.
+std::string temporary_name(const std::string& path) {
+  std::random_device random;
+  const std::uint64_t number = std::uint64_t{random()} << 32U | random();
+  return strcat(path, ".tmp-r", to_hex(sha256(&number, sizeof number)).substr(0, 16));
+}
+
+// Locked for as long as it is written: one that nobody locks was left by a dead process, whatever
+// container or machine that was in (remove_if_abandoned).
+Fd make_temporary(FileOps& ops, const std::string& path, std::string& name) {
+  for (;;) {
+    name = temporary_name(path);
+    Fd fd = open_file(ops, name, O_WRONLY | O_CREAT | O_EXCL);
+    static_cast<void>(flock(fd.get(), LOCK_EX | LOCK_NB));  // where locks are not to be had, no
+                                                            // file is thought abandoned either
+    struct stat info {};
+    if (fstat(fd.get(), &info) != 0 || info.st_nlink > 0) return fd;  // else it was just cleaned up
+  }
+}
+
+}  // namespace
+
+void remove_if_abandoned(FileOps& ops, const std::string& path) {
+  const Fd fd = open_file(ops, path, O_RDWR);
+  if (flock(fd.get(), LOCK_EX | LOCK_NB) == 0) ::unlink(path.c_str());
+}
+
 void replace_file(FileOps& ops, const std::string& path, std::span<const std::uint8_t> bytes) {
-  static std::atomic<unsigned> count{0};
-  const std::string temporary = strcat(path, ".tmp-", getpid(), "-", count++);
+  std::string temporary;
   try {
-    const Fd fd = open_file(ops, temporary, O_WRONLY | O_CREAT | O_TRUNC);
+    const Fd fd = make_temporary(ops, path, temporary);
     write_at(ops, fd.get(), bytes, 0, temporary);
     sync_file(ops, fd.get(), temporary);
     rename_file(ops, temporary, path);

@@ -70,6 +70,9 @@ void rename_file(FileOps& ops, const std::string& from, const std::string& to);
 // A small file: written under a temporary name, synced, renamed; nothing is left when it fails.
 void replace_file(FileOps& ops, const std::string& path, std::span<const std::uint8_t> bytes);
 
+// Removes a temporary file of replace_file() unless a process is writing it. Throws IoError.
+void remove_if_abandoned(FileOps& ops, const std::string& path);
+
 // Locks a file (flock), which is made when it is not there; given back with the descriptor, or with
 // the process. Empty: somebody else has it.
 Fd try_lock_file(FileOps& ops, const std::string& path);

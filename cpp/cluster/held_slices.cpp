@@ -27,6 +27,11 @@ void HeldSlices::add(std::shared_ptr<HeldSlice> slice) {
   slices_.push_back(std::move(slice));
 }
 
+void HeldSlices::remove(const std::shared_ptr<HeldSlice>& slice) {
+  const std::scoped_lock lock(mutex_);
+  std::erase(slices_, slice);
+}
+
 std::uint64_t HeldSlices::shrink(std::uint64_t most, const SliceKey& keep) {
   std::vector<std::shared_ptr<HeldSlice>> gone;  // unmapped after the lock
   const std::scoped_lock lock(mutex_);

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "cluster/identify.h"
 #include "model/model_file.h"
 #include "model/weights.h"
 #include "wire/messages.h"
@@ -17,7 +18,7 @@ namespace moesaic::cluster {
 
 // What distinguishes one held slice from another.
 struct SliceKey {
-  wire::Digest identity{};
+  wire::Digest identity{};  // of the model's content
   model::Slice slice;
   bool deterministic = false;  // without the weights of the decompressed form
 };
@@ -25,18 +26,26 @@ bool operator==(const SliceKey& a, const SliceKey& b);
 
 struct HeldSlice {
   SliceKey key;
-  std::string name;    // of the file
-  std::string source;  // "local copy", "cache", ...
+  std::string name;                // of the file
+  std::string source;              // "local copy", "cache", ...
+  std::vector<std::string> paths;  // the files that it is mapped from; in memory: none
+  FileStates states;               // of these, when they were proven
   model::ModelFile model;
   std::unique_ptr<backend::Backend> backend;
   model::ModelWeights weights;
   model::WeightBytes bytes;
+
+  // Throws FormatError naming a file that is no longer what was proven: its mapping may show other
+  // weights now.
+  void check_files() const { check_unchanged(paths, states); }
 };
 
 class HeldSlices {
  public:
   std::shared_ptr<HeldSlice> find(const SliceKey& key);  // null when it is not held
   void add(std::shared_ptr<HeldSlice> slice);
+  // No later load gets it; deployments that use it keep it.
+  void remove(const std::shared_ptr<HeldSlice>& slice);
   // Lets go slices that nobody uses, those used longest ago first, until all together are at most
   // `most` bytes; `keep` stays. Returns what is held then.
   std::uint64_t shrink(std::uint64_t most, const SliceKey& keep);

@@ -70,23 +70,33 @@ SliceCache::Lock SliceCache::lock(const std::string& path, const CancelFlag* can
 }
 
 std::optional<SliceCache::Found> SliceCache::open(const Query& query, std::uint64_t* wasted_bytes) {
-  const std::string path = path_of(query.identity, query.tensors);
+  const std::string path = path_of(query.content.identity, query.tensors);
   if (::access(path.c_str(), F_OK) != 0) return std::nullopt;
   std::uint64_t n_read = 0;
   try {
     Fd fd = open_file(ops_, path, O_RDONLY);
     const FileStates states{file_state(fd.get(), path)};
     const SliceInfo info =
-        read_slice_info(ops_, fd.get(), path, query.identity, query.tensors, query.name);
+        read_slice_info(ops_, fd.get(), path, query.content, query.tensors, query.name);
     const SliceLayout& layout = info.layout;
     Found found;
     for (std::size_t i = 0; i < layout.units.size(); ++i) {
       found.digests.emplace_hint(found.digests.end(), layout.units[i], info.digests[i]);
     }
+    found.state = states[0];
+    for (const SlicePlace& place : layout.places) {
+      if (prove_tensor(*layout.directory, query.content, place.tensor, found.digests) ==
+          Proof::kGood) {
+        continue;
+      }
+      fail<FormatError>("[weights] ", path, ": the digest of ",
+                        layout.directory->tensors()[place.tensor].name,
+                        " is not that of the model");
+    }
     const bool known = book_.find(states) == found.digests;
     if (query.digests == wire::DigestPolicy::kAlways ||
         (query.digests == wire::DigestPolicy::kFirst && !known)) {
-      let_stamps_settle(states);
+      let_stamps_settle(states, query.cancel);
       HashJob job;
       job.paths = {path};
       job.cancel = query.cancel;
@@ -126,7 +136,7 @@ std::optional<SliceCache::Found> SliceCache::open(const Query& query, std::uint6
   return std::nullopt;
 }
 
-std::shared_ptr<const gguf::File> SliceCache::headers(const wire::Digest& identity,
+std::shared_ptr<const gguf::File> SliceCache::headers(const Content& content,
                                                       const std::string& name) const {
   std::error_code error;
   for (const fs::directory_entry& entry : fs::directory_iterator(folder_, error)) {
@@ -134,7 +144,7 @@ std::shared_ptr<const gguf::File> SliceCache::headers(const wire::Digest& identi
     if (!path.ends_with(".slice") && !path.ends_with(".slice.part")) continue;
     try {
       const Fd fd = open_file(ops_, path, O_RDONLY);
-      if (auto file = read_slice_headers(ops_, fd.get(), path, identity, name)) return file;
+      if (auto file = read_slice_headers(ops_, fd.get(), path, content, name)) return file;
     } catch (const Error&) {  // damaged: found and set aside by whoever opens it as a slice
     }
   }
@@ -156,10 +166,9 @@ void SliceCache::drop_bad() const {
   }
 }
 
-std::shared_ptr<BlobSource> SliceCache::source(const wire::Digest& identity,
-                                               const std::string& name,
+std::shared_ptr<BlobSource> SliceCache::source(const Content& content, const std::string& name,
                                                const std::string& path) const {
-  auto source = std::make_shared<SliceSource>(ops_, identity, name);
+  auto source = std::make_shared<SliceSource>(ops_, content, name);
   std::error_code error;
   for (const fs::directory_entry& entry : fs::directory_iterator(folder_, error)) {
     if (entry.path().extension() == ".slice" && entry.path() != path) {
@@ -239,8 +248,14 @@ void SliceCache::clean() const {
     const std::string name = path.filename().string();
     const std::size_t pid_at = name.find(".tmp-");
     if (pid_at != std::string::npos) {  // of a small file: its process writes it in one go
+      // Earlier releases had no lock but the number of the process, which tells something only when
+      // it is one of this container.
       const long pid = std::strtol(name.c_str() + pid_at + 5, nullptr, 10);
-      if (pid <= 0 || !fs::exists(strcat("/proc/", pid), error)) fs::remove(path, error);
+      if (pid > 0 && fs::exists(strcat("/proc/", pid), error)) continue;
+      try {
+        remove_if_abandoned(ops_, path.string());
+      } catch (const IoError&) {  // not ours to remove
+      }
       continue;
     }
     const bool is_part = name.ends_with(".slice.part");

@@ -2,7 +2,7 @@
 // happens to bad and abandoned ones. Several processes may share it. Not for fetching:
 // slice_pull.h.
 //
-//   <name>.slice           a finished slice; name = SHA-256(identity, descriptor)
+//   <name>.slice           a finished slice; name = SHA-256(identity of the content, descriptor)
 //   <name>.slice.part      one being fetched, and <name>.slice.journal (slice_target.h)
 //   <name>.slice.bad       one that was found damaged; at most one in the folder
 //   <name>.lock            held (flock) by whoever fetches or sets aside; gone with its process
@@ -45,10 +45,11 @@ class SliceCache {
   struct Found {
     std::shared_ptr<const gguf::File> file;
     UnitDigests digests;
+    FileState state;
     std::uint64_t bytes_read = 0;
   };
   struct Query {
-    wire::Digest identity{};
+    Content content;
     std::vector<std::string> tensors;
     std::string name;
     wire::DigestPolicy digests = wire::DigestPolicy::kFirst;
@@ -59,13 +60,13 @@ class SliceCache {
   // aside. With the slice's lock held. bytes_read of a bad one are added to *wasted_bytes.
   std::optional<Found> open(const Query& query, std::uint64_t* wasted_bytes);
   // A model's headers from any slice of it, half fetched ones too; null: none is here.
-  std::shared_ptr<const gguf::File> headers(const wire::Digest& identity,
-                                            const std::string& name) const;
+  std::shared_ptr<const gguf::File> headers(const Content& content, const std::string& name) const;
   // A slice that has just been written and proven: the next open reads nothing.
   void remember(const std::string& path, const UnitDigests& digests);
-  // What the other slices of the model have of it, for slices that share tensors with them; null:
-  // nothing is here. `path`: the slice that is not to be looked at.
-  std::shared_ptr<BlobSource> source(const wire::Digest& identity, const std::string& name,
+  // What other slices have of the content, of this model, of one that shares tensors with it, or
+  // written by a release that knew models by their headers: only tensors whose digests prove that
+  // they are the content's. Null: nothing is here. `path`: the slice that is not to be looked at.
+  std::shared_ptr<BlobSource> source(const Content& content, const std::string& name,
                                      const std::string& path) const;
   // Throws out what nobody uses until n_bytes are free on the disk: what was set aside or half
   // fetched, then the slices that were used longest ago; `path` and its temporaries stay. Nothing

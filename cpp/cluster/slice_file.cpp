@@ -18,7 +18,7 @@ namespace {
 
 constexpr char kMagic[8] = {'M', 'O', 'E', 'S', 'L', 'I', 'C', 'E'};
 constexpr char kEndMagic[8] = {'M', 'O', 'E', 'S', 'L', 'E', 'N', 'D'};
-constexpr std::uint32_t kVersion = 1;
+constexpr std::size_t kVersionAt = 8;
 constexpr std::size_t kPreambleBytes = 112;
 constexpr std::size_t kIdentityAt = 16;
 constexpr std::size_t kTensorsAt = 88;
@@ -66,7 +66,7 @@ void place_tensors(SliceLayout& layout, const std::vector<std::uint32_t>& tensor
 
 std::vector<std::uint8_t> make_head(const SliceLayout& layout, std::uint64_t trailer_bytes) {
   std::vector<std::uint8_t> head(kMagic, kMagic + sizeof kMagic);
-  put(head, kVersion);
+  put(head, layout.version);
   put(head, static_cast<std::uint32_t>(layout.directory->headers().size()));
   put_bytes(head, layout.identity);
   put_bytes(head, layout.descriptor);
@@ -163,10 +163,11 @@ SliceLayout::Range SliceLayout::range(std::size_t unit) const {
   return {place.offset + (unit - place.first_unit) * n, n};
 }
 
-SliceLayout make_layout(std::shared_ptr<const gguf::File> directory,
-                        const std::vector<std::string>& tensors) {
+SliceLayout make_layout(std::shared_ptr<const gguf::File> directory, const wire::Digest& identity,
+                        const std::vector<std::string>& tensors, std::uint32_t version) {
   SliceLayout layout;
-  layout.identity = header_identity(*directory);
+  layout.version = version;
+  layout.identity = identity;
   layout.descriptor = slice_descriptor(tensors);
   layout.directory = std::move(directory);
   const std::vector<std::uint32_t> indices = tensor_indices(*layout.directory, tensors);
@@ -191,13 +192,12 @@ std::vector<std::uint8_t> make_trailer(const SliceLayout& layout,
 }
 
 std::shared_ptr<const gguf::File> read_slice_headers(FileOps& ops, int fd, const std::string& path,
-                                                     const wire::Digest& identity,
+                                                     const Content& content,
                                                      const std::string& name) {
   const std::uint64_t size = file_state(fd, path).size;
   if (size < kPreambleBytes) not_the_slice(path, "too short");
   const auto preamble = read_vector(ops, fd, 0, kPreambleBytes, path);
   if (std::memcmp(preamble.data(), kMagic, sizeof kMagic) != 0) not_the_slice(path, "no magic");
-  if (!std::equal(identity.begin(), identity.end(), preamble.begin() + kIdentityAt)) return nullptr;
   std::uint64_t n_headers = 0;
   std::memcpy(&n_headers, preamble.data() + kHeadersAt, sizeof n_headers);
   if (n_headers > kMaxHeadersBytes || n_headers > size - kPreambleBytes) {
@@ -205,40 +205,45 @@ std::shared_ptr<const gguf::File> read_slice_headers(FileOps& ops, int fd, const
   }
   const auto headers = read_vector(ops, fd, kPreambleBytes, n_headers, path);
   auto file = gguf::File::from_headers(headers, name);
-  return header_identity(*file) == identity ? file : nullptr;
+  return has_headers_of(*file, content) ? file : nullptr;
 }
 
-SliceInfo read_slice_info(FileOps& ops, int fd, const std::string& path,
-                          const wire::Digest& identity, const std::vector<std::string>& tensors,
-                          const std::string& name) {
-  auto directory = read_slice_headers(ops, fd, path, identity, name);
-  if (!directory) not_the_slice(path, "headers of another identity");
+static SliceInfo read_layout(FileOps& ops, int fd, const std::string& path, SliceLayout layout) {
   const std::uint64_t size = file_state(fd, path).size;
   SliceInfo info;
-  info.layout = make_layout(std::move(directory), tensors);
-  const SliceLayout& layout = info.layout;
-  if (layout.file_bytes != size) not_the_slice(path, "another length");
-  if (read_vector(ops, fd, 0, layout.head.size(), path) != layout.head) {
+  info.layout = std::move(layout);
+  const SliceLayout& is = info.layout;
+  if (is.file_bytes != size) not_the_slice(path, "another length");
+  if (read_vector(ops, fd, 0, is.head.size(), path) != is.head) {
     not_the_slice(path, "another head");
   }
-  const auto trailer =
-      read_vector(ops, fd, layout.trailer_offset, size - layout.trailer_offset, path);
-  info.digests.resize(layout.units.size());
+  const auto trailer = read_vector(ops, fd, is.trailer_offset, size - is.trailer_offset, path);
+  info.digests.resize(is.units.size());
   for (std::size_t i = 0; i < info.digests.size(); ++i) {
     std::memcpy(info.digests[i].data(), trailer.data() + i * kDigestBytes, kDigestBytes);
   }
-  if (trailer != make_trailer(layout, info.digests)) not_the_slice(path, "a damaged trailer");
+  if (trailer != make_trailer(is, info.digests)) not_the_slice(path, "a damaged trailer");
   return info;
 }
 
+SliceInfo read_slice_info(FileOps& ops, int fd, const std::string& path, const Content& content,
+                          const std::vector<std::string>& tensors, const std::string& name) {
+  auto directory = read_slice_headers(ops, fd, path, content, name);
+  if (!directory) not_the_slice(path, "headers of another model");
+  return read_layout(ops, fd, path, make_layout(std::move(directory), content.identity, tensors));
+}
+
 std::optional<SliceInfo> read_any_slice_info(FileOps& ops, int fd, const std::string& path,
-                                             const wire::Digest& identity,
-                                             const std::string& name) {
-  const auto directory = read_slice_headers(ops, fd, path, identity, name);
+                                             const Content& content, const std::string& name) {
+  const auto directory = read_slice_headers(ops, fd, path, content, name);
   if (!directory) return std::nullopt;
   const auto preamble = read_vector(ops, fd, 0, kPreambleBytes, path);
+  std::uint32_t version = 0;
   std::uint64_t n_tensors = 0;
+  wire::Digest identity;
+  std::memcpy(&version, preamble.data() + kVersionAt, sizeof version);
   std::memcpy(&n_tensors, preamble.data() + kTensorsAt, sizeof n_tensors);
+  std::memcpy(identity.data(), preamble.data() + kIdentityAt, sizeof identity);
   if (n_tensors > directory->tensors().size()) not_the_slice(path, "more tensors than there are");
   const auto table = read_vector(ops, fd, kPreambleBytes + headers_bytes(*directory),
                                  n_tensors * kTableEntryBytes, path);
@@ -249,7 +254,7 @@ std::optional<SliceInfo> read_any_slice_info(FileOps& ops, int fd, const std::st
     if (index >= directory->tensors().size()) not_the_slice(path, "a tensor that is not there");
     names.push_back(directory->tensors()[index].name);
   }
-  return read_slice_info(ops, fd, path, identity, names, name);
+  return read_layout(ops, fd, path, make_layout(directory, identity, names, version));
 }
 
 SliceBytes map_slice(Fd fd, const SliceLayout& layout, const std::string& path) {

@@ -3,10 +3,11 @@
 // trusted: everything but the weights themselves is recomputed and compared. Not for GGUF files of
 // people, and not for fetching: slice_target.h.
 //
-//   head     "MOESLICE", u32 version 1, u32 number of parts, identity, descriptor (32 bytes each),
+//   head     "MOESLICE", u32 version 2, u32 number of parts, identity, descriptor (32 bytes each),
 //            u64 bytes of headers, u64 number of tensors, u64 offset and u64 bytes of the trailer;
 //            the headers of all parts; per tensor u32 index, u32 0, u64 offset, u64 bytes
 //   data     each tensor at a multiple of 64 (large ones of 4096) bytes, in directory order
+//            (version 1: the identity is a digest of the headers alone; never opened as a slice)
 //   trailer  SHA-256 of each unit in order; SHA-256 of head and of those; "MOESLEND"
 #pragma once
 
@@ -18,6 +19,7 @@
 #include <vector>
 
 #include "base/mapped_file.h"
+#include "cluster/content.h"
 #include "cluster/file_ops.h"
 #include "cluster/weight_units.h"
 #include "gguf/file.h"
@@ -35,8 +37,9 @@ struct SlicePlace {
 // Where everything lies, a function of the headers and the tensors alone.
 struct SliceLayout {
   std::shared_ptr<const gguf::File> directory;
-  wire::Digest identity{};
+  wire::Digest identity{};  // of the content
   wire::Digest descriptor{};
+  std::uint32_t version = 2;
   std::vector<SlicePlace> places;   // ascending by tensor
   std::vector<UnitKey> units;       // of all places, in order
   std::vector<std::uint8_t> head;   // its bytes
@@ -53,8 +56,8 @@ struct SliceLayout {
   Range range(std::size_t unit) const;
 };
 
-SliceLayout make_layout(std::shared_ptr<const gguf::File> directory,
-                        const std::vector<std::string>& tensors);
+SliceLayout make_layout(std::shared_ptr<const gguf::File> directory, const wire::Digest& identity,
+                        const std::vector<std::string>& tensors, std::uint32_t version = 2);
 // digests: of layout.units, in order.
 std::vector<std::uint8_t> make_trailer(const SliceLayout& layout,
                                        const std::vector<wire::Digest>& digests);
@@ -66,17 +69,17 @@ struct SliceInfo {
 };
 // Throws FormatError when it is not the file of exactly this slice (name: the model's file name),
 // FileError when it cannot be read.
-SliceInfo read_slice_info(FileOps& ops, int fd, const std::string& path,
-                          const wire::Digest& identity, const std::vector<std::string>& tensors,
-                          const std::string& name);
+SliceInfo read_slice_info(FileOps& ops, int fd, const std::string& path, const Content& content,
+                          const std::vector<std::string>& tensors, const std::string& name);
 
-// The same for whatever slice of the model it is. Null: of another identity.
+// The same for any slice with the content's headers, whatever its own identity and version: what
+// its trailer claims is to be proven. Null: other headers.
 std::optional<SliceInfo> read_any_slice_info(FileOps& ops, int fd, const std::string& path,
-                                             const wire::Digest& identity, const std::string& name);
-// The headers that a slice's file carries, as a directory; null when they do not give the identity.
+                                             const Content& content, const std::string& name);
+// The headers that a slice's file carries, as a directory; null when they are not the content's.
 // Reads nothing else. Throws FormatError, FileError.
 std::shared_ptr<const gguf::File> read_slice_headers(FileOps& ops, int fd, const std::string& path,
-                                                     const wire::Digest& identity,
+                                                     const Content& content,
                                                      const std::string& name);
 
 // The bytes of a slice's file (file_bytes; the trailer may be left out) and what keeps them alive.

@@ -31,6 +31,7 @@ constexpr std::size_t kMaxSources = 4;  // at once; more only wait for the same 
 constexpr int kMaxFailures = 3;         // of a source in a row, before it is left alone
 constexpr std::uint64_t kMaxHeadersBytes = std::uint64_t{1} << 28;
 constexpr auto kReportEvery = 50ms;
+constexpr auto kAskAgain = 50ms;  // a source that makes its identity
 
 struct Run {
   std::size_t first = 0;  // unit of the layout
@@ -41,25 +42,24 @@ struct Run {
   bool may_come_from(std::size_t s) const { return ((refused_by | avoids) >> s & 1) == 0; }
 };
 
-std::string short_hex(const wire::Digest& digest) { return to_hex(digest).substr(0, 12); }
-
-[[noreturn]] void nobody_has(const std::string& name, const std::vector<std::string>& failures) {
+[[noreturn]] void no_source_has(const std::string& name, const std::vector<std::string>& failures) {
   std::string text;
   for (const std::string& failure : failures) text += (text.empty() ? "" : "; ") + failure;
   fail<IoError>("[weights] ", name,
-                ": nobody has it: ", text.empty() ? "there is nobody to ask" : text);
+                ": no source has it: ", text.empty() ? "there are none to ask" : text);
 }
 
 class Puller {
  public:
   explicit Puller(const PullJob& job) : job_(job), layout_(*job.layout), target_(*job.target) {
     for (const SourceManifest& found : job.manifests->found) {
-      if (sources_.size() < kMaxSources) sources_.push_back({&found, UnitDigests{}});
-    }
-    for (Source& source : sources_) {
-      for (const wire::UnitDigest& unit : source.found->manifest.units) {
-        source.digests[{unit.tensor, unit.expert}] = unit.sha256;
+      if (sources_.size() < kMaxSources) sources_.push_back({&found});
+      // Whoever says it: what proves itself is right.
+      UnitDigests claimed;
+      for (const wire::UnitDigest& unit : found.manifest.units) {
+        claimed[{unit.tensor, unit.expert}] = unit.sha256;
       }
+      digests_.merge(proven_units(*layout_.directory, *job.content, claimed));
     }
     attempts_.resize(layout_.units.size());
   }
@@ -67,7 +67,15 @@ class Puller {
   void run() {
     cut(job_.units);
     if (runs_.empty()) return;
-    if (sources_.empty()) nobody_has(layout_.directory->paths()[0], job_.manifests->failures);
+    const std::string& name = layout_.directory->paths()[0];
+    if (sources_.empty()) no_source_has(name, job_.manifests->failures);
+    for (const std::size_t unit : job_.units) {
+      if (digests_.contains(layout_.units[unit])) continue;
+      fail<IoError>("[weights] ", name, ": no source has ",
+                    unit_name(*layout_.directory, layout_.units[unit]),
+                    " of the model that is asked for (fingerprint ",
+                    short_hex(job_.content->identity), "): they hold other weights, or none");
+    }
     std::vector<std::jthread> threads;
     const int n_each = static_cast<int>(std::min<std::size_t>(runs_.size(), kThreadsPerSource));
     running_ = static_cast<int>(sources_.size()) * n_each;
@@ -90,7 +98,6 @@ class Puller {
  private:
   struct Source {
     const SourceManifest* found = nullptr;
-    UnitDigests digests;
     int failures = 0;  // in a row
     bool lost = false;
     std::string name() const { return found->source->name(); }
@@ -202,16 +209,24 @@ class Puller {
     std::string text;
   };
 
-  // Once more, better from somebody else; then it is an error.
+  // From each other source that has it, then once more; then it is an error. One of several sources
+  // that sends wrong bytes again and again holds another model, and is left alone.
   void reject(std::size_t s, Run run, const BadUnit& bad) {
-    bool twice = false;
+    bool too_often = false;
     {
       const std::lock_guard lock(mutex_);
-      twice = ++attempts_[bad.unit] > 1;
+      too_often = ++attempts_[bad.unit] > sources_.size();
     }
-    if (twice) fail<FormatError>(bad.text);
+    if (too_often) fail<FormatError>(bad.text);
     target_.drop_beginning(bad.unit);
     run.avoids |= std::uint64_t{1} << s;
+    if (sources_.size() > 1) {
+      try {
+        fail<FormatError>(bad.text);
+      } catch (const FormatError&) {
+        note_failure(s);
+      }
+    }
     give_back(run, bad.text);
   }
 
@@ -272,7 +287,7 @@ class Puller {
                                   std::uint64_t n_bytes) {
     stop_.check();
     wire::BlobRequest request;
-    request.identity = layout_.identity;
+    request.identity = job_.content->identity;
     request.tensor = tensor;
     request.offset = offset;
     request.n_bytes = n_bytes;
@@ -285,18 +300,15 @@ class Puller {
     return chunk;
   }
 
-  // Against everybody who knows the unit: who delivered it and who else has it must agree.
   void check(std::size_t s, std::size_t unit, const wire::Digest& digest) const {
-    for (const Source& source : sources_) {
-      const auto known = source.digests.find(layout_.units[unit]);
-      if (known == source.digests.end() || known->second == digest) continue;
-      throw BadUnit{unit,
-                    strcat("[weights] ", layout_.directory->paths()[0], ": ",
-                           unit_name(*layout_.directory, layout_.units[unit]), " from ",
-                           sources_[s].name(), " has digest ", short_hex(digest), ", but ",
-                           source.name(), " knows ", short_hex(known->second),
-                           ": one of the two has a damaged file; compare their SHA-256 sums")};
-    }
+    const wire::Digest& known = digests_.at(layout_.units[unit]);
+    if (known == digest) return;
+    throw BadUnit{unit, strcat("[weights] ", layout_.directory->paths()[0], ": ",
+                               unit_name(*layout_.directory, layout_.units[unit]), " from ",
+                               sources_[s].name(), " has digest ", short_hex(digest),
+                               ", the model that is asked for (fingerprint ",
+                               short_hex(job_.content->identity), ") has ", short_hex(known),
+                               ": its file is damaged, or another one with equal headers")};
   }
 
   void wait() {
@@ -333,13 +345,14 @@ class Puller {
   const SliceLayout& layout_;
   SliceTarget& target_;
   std::vector<Source> sources_;
+  UnitDigests digests_;  // proven by the content
   std::mutex mutex_;
   std::condition_variable changed_;
   std::uint64_t chunk_bytes_ = kChunkBytes;
-  std::deque<Run> runs_;        // not taken
-  std::size_t left_ = 0;        // runs not done
-  std::vector<char> attempts_;  // by unit: how often it did not give its digest
-  int running_ = 0;             // threads
+  std::deque<Run> runs_;               // not taken
+  std::size_t left_ = 0;               // runs not done
+  std::vector<std::size_t> attempts_;  // by unit: how often it did not give its digest
+  int running_ = 0;                    // threads
   CancelFlag stop_;
   std::exception_ptr error_;
   std::exception_ptr last_error_;  // of a link
@@ -371,11 +384,44 @@ std::vector<std::uint8_t> fetch_headers(const SourceManifest& from, const Cancel
   return headers;
 }
 
+// Asks again until the source has made its identity.
+std::optional<wire::Manifest> ask_manifest(BlobSource& source, const Content& content,
+                                           const std::string& name, const CancelFlag* cancel,
+                                           const ManifestProgress& progress) {
+  wire::ManifestRequest request;
+  request.identity = content.identity;
+  request.headers = content.headers;
+  request.name = name;
+  request.want_header = true;
+  for (;;) {
+    std::optional<wire::Manifest> manifest = source.manifest(request, cancel);
+    if (!manifest) return std::nullopt;
+    if (content.is_known()) {
+      if (manifest->identity == content.identity) return manifest;
+      fail<ProtocolError>("[weights] ", source.name(), ": told of another model than it was asked");
+    }
+    if (manifest->identity != wire::Digest{}) {
+      if (is_consistent({manifest->identity, manifest->headers, manifest->tensors})) {
+        return manifest;
+      }
+      fail<ProtocolError>("[weights] ", source.name(), ": its digests contradict each other");
+    }
+    if (manifest->total_bytes == 0) {
+      fail<ProtocolError>("[weights] ", source.name(), ": told of a model without identity");
+    }
+    if (progress) progress(source, *manifest);
+    for (auto left = kAskAgain; left.count() > 0; left -= kAskAgain / 5) {
+      if (cancel != nullptr) cancel->check();
+      std::this_thread::sleep_for(kAskAgain / 5);
+    }
+  }
+}
+
 }  // namespace
 
 Manifests ask_manifests(const std::vector<std::shared_ptr<BlobSource>>& sources,
-                        const wire::Digest& identity, const std::string& name,
-                        const CancelFlag* cancel) {
+                        const Content& content, const std::string& name, const CancelFlag* cancel,
+                        const ManifestProgress& progress) {
   struct Answer {
     std::optional<wire::Manifest> manifest;
     std::string failure;
@@ -385,7 +431,7 @@ Manifests ask_manifests(const std::vector<std::shared_ptr<BlobSource>>& sources,
   for (std::size_t i = 0; i < sources.size(); ++i) {
     threads.emplace_back([&, i] {
       try {
-        answers[i].manifest = sources[i]->manifest(identity, name, true, cancel);
+        answers[i].manifest = ask_manifest(*sources[i], content, name, cancel, progress);
         if (!answers[i].manifest) answers[i].failure = "does not have it";
       } catch (const std::exception& error) {
         answers[i].failure = error.what();
@@ -406,18 +452,16 @@ Manifests ask_manifests(const std::vector<std::shared_ptr<BlobSource>>& sources,
 }
 
 std::shared_ptr<const gguf::File> pull_headers(const Manifests& manifests,
-                                               const wire::Digest& identity,
-                                               const std::string& name, const CancelFlag* cancel,
+                                               const wire::Digest& headers, const std::string& name,
+                                               const CancelFlag* cancel,
                                                std::atomic<std::uint64_t>* n_bytes) {
   std::vector<std::string> failures = manifests.failures;
   for (const SourceManifest& from : manifests.found) {
     try {
-      const auto headers = fetch_headers(from, cancel, n_bytes);
-      auto file = gguf::File::from_headers(headers, name);
-      if (header_identity(*file) == from.manifest.identity &&
-          (identity == wire::Digest{} || identity == from.manifest.identity)) {
-        return file;
-      }
+      const auto fetched = fetch_headers(from, cancel, n_bytes);
+      auto file = gguf::File::from_headers(fetched, name);
+      const bool any = headers == wire::Digest{};
+      if (header_identity(*file) == (any ? from.manifest.headers : headers)) return file;
       failures.push_back(strcat(from.source->name(), ": sent headers of another identity"));
     } catch (const CancelledError&) {
       throw;
@@ -425,7 +469,7 @@ std::shared_ptr<const gguf::File> pull_headers(const Manifests& manifests,
       failures.push_back(strcat(from.source->name(), ": ", error.what()));
     }
   }
-  nobody_has(name, failures);
+  no_source_has(name, failures);
 }
 
 void pull_units(const PullJob& job) { Puller(job).run(); }

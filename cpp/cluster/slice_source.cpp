@@ -10,34 +10,37 @@
 
 namespace moesaic::cluster {
 
-SliceSource::SliceSource(FileOps& ops, const wire::Digest& identity, std::string name)
-    : ops_(ops), identity_(identity), name_(std::move(name)) {}
+SliceSource::SliceSource(FileOps& ops, const Content& content, std::string name)
+    : ops_(ops), content_(content), name_(std::move(name)) {}
 
 void SliceSource::add(const std::string& path) {
   try {
     Fd fd = open_file(ops_, path, O_RDONLY);
-    std::optional<SliceInfo> info = read_any_slice_info(ops_, fd.get(), path, identity_, name_);
-    if (info) slices_.push_back({path, std::move(fd), *std::move(info)});
-  } catch (const Error&) {  // found and set aside by whoever opens it as a slice
+    std::optional<SliceInfo> info = read_any_slice_info(ops_, fd.get(), path, content_, name_);
+    if (!info) return;
+    UnitDigests claimed;
+    for (std::size_t i = 0; i < info->digests.size(); ++i) {
+      claimed.emplace(info->layout.units[i], info->digests[i]);
+    }
+    UnitDigests proven = proven_units(*info->layout.directory, content_, claimed);
+    if (proven.empty()) return;
+    slices_.push_back({path, std::move(fd), *std::move(info), std::move(proven)});
+  } catch (const Error&) {  // found and set aside by whatever opens it as a slice
   }
 }
 
-std::optional<wire::Manifest> SliceSource::manifest(const wire::Digest& identity,
-                                                    const std::string& name, bool,
+std::optional<wire::Manifest> SliceSource::manifest(const wire::ManifestRequest& request,
                                                     const CancelFlag*) {
-  if (identity != identity_ || slices_.empty()) return std::nullopt;
+  if (request.identity != content_.identity || slices_.empty()) return std::nullopt;
   wire::Manifest manifest;
-  manifest.identity = identity_;
-  manifest.name = name;
+  manifest.identity = content_.identity;
+  manifest.headers = content_.headers;
+  manifest.name = request.name;
   for (const auto header : slices_[0].info.layout.directory->headers()) {
     manifest.header_bytes += header.size();
   }
-  UnitDigests digests;  // the first slice's word counts, as fetch() takes its bytes
-  for (const Slice& slice : slices_) {
-    for (std::size_t i = 0; i < slice.info.digests.size(); ++i) {
-      digests.emplace(slice.info.layout.units[i], slice.info.digests[i]);
-    }
-  }
+  UnitDigests digests;
+  for (const Slice& slice : slices_) digests.insert(slice.digests.begin(), slice.digests.end());
   for (const auto& [unit, digest] : digests) {
     manifest.units.push_back({unit.tensor, unit.expert, digest});
   }
@@ -49,7 +52,7 @@ std::vector<std::uint8_t> SliceSource::fetch(const wire::BlobRequest& request,
   if (cancel != nullptr) cancel->check();
   for (const Slice& slice : slices_) {
     const SlicePlace* place = slice.info.layout.find(request.tensor);
-    if (place == nullptr) continue;
+    if (place == nullptr || !slice.digests.contains({request.tensor, 0})) continue;
     if (request.offset > place->n_bytes || request.n_bytes > place->n_bytes - request.offset) {
       fail<ArgumentError>("[weights] ", slice.path, ": bytes ", request.offset, " + ",
                           request.n_bytes, " of a tensor of ", place->n_bytes);

@@ -1,5 +1,5 @@
-// The slices of a model that are in the cache, as a source for another slice that shares tensors
-// with them: after a new plan only what is new comes over the net.
+// The slices that are in the cache, as a source for another slice that shares tensors with them:
+// after a new plan, or from a model to its fine-tune, only what is new comes over the net.
 #pragma once
 
 #include <cstdint>
@@ -14,14 +14,14 @@ namespace moesaic::cluster {
 
 class SliceSource final : public BlobSource {
  public:
-  SliceSource(FileOps& ops, const wire::Digest& identity, std::string name);
-  // Does nothing for a file that is no slice of the model, or is damaged.
+  SliceSource(FileOps& ops, const Content& content, std::string name);
+  // Does nothing for a file that is damaged, or has no tensor of the content.
   void add(const std::string& path);
   bool empty() const { return slices_.empty(); }
 
   std::string name() const override { return "the cache"; }
-  std::optional<wire::Manifest> manifest(const wire::Digest& identity, const std::string& name,
-                                         bool want_header, const CancelFlag* cancel) override;
+  std::optional<wire::Manifest> manifest(const wire::ManifestRequest& request,
+                                         const CancelFlag* cancel) override;
   std::vector<std::uint8_t> fetch(const wire::BlobRequest& request,
                                   const CancelFlag* cancel) override;
 
@@ -30,9 +30,10 @@ class SliceSource final : public BlobSource {
     std::string path;
     Fd fd;
     SliceInfo info;
+    UnitDigests digests;  // proven ones
   };
   FileOps& ops_;
-  const wire::Digest identity_;
+  const Content content_;
   const std::string name_;
   std::vector<Slice> slices_;
 };

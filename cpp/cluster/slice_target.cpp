@@ -244,6 +244,7 @@ std::shared_ptr<const gguf::File> SliceTarget::finish_file(const CancelFlag* can
   SliceBytes bytes = map_slice(open_file(ops_, part, O_RDONLY), layout_, part);
   rename_file(ops_, part, path_);
   ::unlink(journal_path(path_).c_str());
+  state_ = file_state(open_file(ops_, path_, O_RDONLY).get(), path_);
   kept_ = true;
   return make_slice_file(layout_, std::move(bytes));
 }

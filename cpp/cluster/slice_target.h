@@ -54,7 +54,8 @@ class SliceTarget {
   // When nothing is missing: the file, under its final name, or the memory. Null: a failing disk
   // has cost some units, which are missing again. Throws CancelledError.
   std::shared_ptr<const gguf::File> finish(const CancelFlag* cancel);
-  bool is_kept() const { return kept_; }  // finished as a file of the cache
+  bool is_kept() const { return kept_; }             // finished as a file of the cache
+  const FileState& state() const { return state_; }  // of that file
   std::vector<wire::Digest> digests() const { return digests_; }
 
   // The names of a slice's temporary files.
@@ -90,6 +91,7 @@ class SliceTarget {
   mutable std::mutex beginnings_mutex_;
   std::map<std::size_t, Sha256State> beginnings_;
   bool kept_ = false;
+  FileState state_;
 };
 
 }  // namespace moesaic::cluster

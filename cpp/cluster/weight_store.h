@@ -13,13 +13,12 @@
 #include <vector>
 
 #include "base/cancel.h"
+#include "cluster/content.h"
+#include "cluster/identify.h"
 #include "gguf/file.h"
 #include "wire/messages.h"
 
 namespace moesaic::cluster {
-
-// SHA-256 over all headers of a file set (metadata and directories): the model's identity.
-wire::Digest header_identity(const gguf::File& file);
 
 class FileOps;
 
@@ -30,15 +29,14 @@ class BlobSource {
   virtual ~BlobSource() = default;
   virtual std::string name() const = 0;  // for logs and errors: "10.0.0.2:9777"
   // Null when it does not have the model.
-  virtual std::optional<wire::Manifest> manifest(const wire::Digest& identity,
-                                                 const std::string& name, bool want_header,
+  virtual std::optional<wire::Manifest> manifest(const wire::ManifestRequest& request,
                                                  const CancelFlag* cancel) = 0;
   virtual std::vector<std::uint8_t> fetch(const wire::BlobRequest& request,
                                           const CancelFlag* cancel) = 0;
 };
 
 struct OpenSlice {
-  wire::Digest identity{};
+  Content content;                   // what it must be; not known: by name, headers only
   std::string name;                  // a file name, never a path
   std::vector<std::string> tensors;  // whole tensors, by name; empty: headers only
   wire::DigestPolicy digests = wire::DigestPolicy::kFirst;
@@ -52,6 +50,8 @@ struct OpenedSlice {
   std::shared_ptr<const gguf::File> file;  // bytes() of other tensors may throw ArgumentError
   std::string source;                      // "local copy", "cache", "pulled", "pulled, not kept"
   std::uint64_t bytes_read = 0;            // weights read for digests, or fetched
+  std::vector<std::string> paths;          // what it is mapped from; in memory: none
+  FileStates states;                       // of these, when it was proven
 };
 
 struct StoreOptions {
@@ -65,16 +65,23 @@ class WeightStore {
  public:
   static std::unique_ptr<WeightStore> make(const StoreOptions& options);
   virtual ~WeightStore() = default;
-  // The slice, proven: a local copy, the cache, or pulled. A local copy or a file of the cache that
-  // is damaged is not used (and logged). Throws IoError when nobody has it, FormatError when what
-  // came does not match its digests (after one more try) or a local copy differs from what a source
-  // knows, OutOfMemoryError when neither disk nor memory has room, what a source threw when all are
-  // lost, CancelledError.
+  // The slice, proven: a local copy, the cache, or pulled. A local copy that holds other weights,
+  // or a file of the cache that is damaged, is not used (and logged). Throws IoError when no source
+  // has it (naming the local copies that differ), FormatError when what came does not match its
+  // digests (after one more try), OutOfMemoryError when neither disk nor memory has room, what a
+  // source threw when all are lost, CancelledError.
   virtual OpenedSlice open(const OpenSlice& request) = 0;
-  // A file that this process has opened otherwise (the coordinator's own), to be served to others
-  // for as long as somebody else holds it. Its tensors must be those of its headers.
-  virtual void offer(std::shared_ptr<const gguf::File> file, const std::string& name) = 0;
-  // For others: what is known of a model, by identity or (all zero) by name; null: nothing.
+  // What a file is that this process has opened otherwise (the coordinator's own). Reads all of it
+  // that no digest is remembered of. Throws FormatError when it has changed since it was opened.
+  virtual Content identify(const std::shared_ptr<const gguf::File>& file,
+                           const ReadOptions& options) = 0;
+  // Such a file, to be served to others for as long as somebody else holds it. Its tensors must be
+  // those of its headers.
+  virtual void offer(std::shared_ptr<const gguf::File> file, const Content& content,
+                     const std::string& name) = 0;
+  // For others: what is known of a model, by identity or (all zero) by name; null: nothing. By name
+  // all of a local copy is read when no digests of it are remembered, on another thread: until that
+  // is done the answer says how far it is.
   virtual std::optional<wire::Manifest> manifest(const wire::ManifestRequest& request) = 0;
   // Throws ArgumentError for a range outside the tensor, IoError when it is not here.
   virtual std::vector<std::uint8_t> read(const wire::BlobRequest& request) = 0;

@@ -2,10 +2,10 @@
 #include "cluster/weight_units.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "base/digest.h"
 #include "base/errors.h"
-#include "cluster/weight_store.h"
 
 namespace moesaic::cluster {
 namespace {
@@ -56,6 +56,12 @@ std::vector<UnitKey> units_of(const gguf::File& file, const std::vector<std::uin
   return units;
 }
 
+std::vector<UnitKey> all_units(const gguf::File& file) {
+  std::vector<std::uint32_t> tensors(file.tensors().size());
+  std::iota(tensors.begin(), tensors.end(), 0U);
+  return units_of(file, tensors);
+}
+
 std::string unit_name(const gguf::File& file, const UnitKey& unit) {
   const gguf::TensorInfo& tensor = file.tensors()[unit.tensor];
   return n_units(tensor) == 1 ? tensor.name : strcat(tensor.name, ", expert ", unit.expert);
@@ -77,16 +83,6 @@ wire::Digest slice_descriptor(std::vector<std::string> names) {
   for (const std::string& name : names) {
     hash_number(sha, name.size());
     sha.update(name.data(), name.size());
-  }
-  return sha.finish();
-}
-
-wire::Digest header_identity(const gguf::File& file) {
-  Sha256 sha;
-  hash_number(sha, file.headers().size());
-  for (const std::span<const std::uint8_t> header : file.headers()) {
-    hash_number(sha, header.size());
-    sha.update(header.data(), header.size());
   }
   return sha.finish();
 }

@@ -1,6 +1,6 @@
 // The units in which weights are proven and moved: one matrix of a tensor (an expert, a head), or a
-// whole tensor that has one, or whose matrices are small. Their digests name content; a model's
-// identity is the digest of its headers. Not for files: slice_file.h. Rules: RELIABILITY 6.
+// whole tensor that has one, or whose matrices are small. Their digests are the leaves of a model's
+// identity (content.h). Not for files: slice_file.h. Rules: RELIABILITY 6.
 #pragma once
 
 #include <compare>
@@ -34,6 +34,7 @@ std::vector<std::uint32_t> tensor_indices(const gguf::File& file,
                                           const std::vector<std::string>& names);
 // The units of those tensors, in order.
 std::vector<UnitKey> units_of(const gguf::File& file, const std::vector<std::uint32_t>& tensors);
+std::vector<UnitKey> all_units(const gguf::File& file);
 // "blk.3.ffn_up_exps.weight, expert 5", for messages.
 std::string unit_name(const gguf::File& file, const UnitKey& unit);
 

@@ -179,7 +179,9 @@ Engine::SavedSession read_session(const std::string& path, const EngineFacts& fa
   std::string identity(n_identity, '\0');
   reader.read({reinterpret_cast<std::uint8_t*>(identity.data()), identity.size()});
   if (identity != facts.identity) {
-    fail<FormatError>(kWhere, path, ": it was saved by another model or cache type: got \"",
+    fail<FormatError>(kWhere, path,
+                      ": it was saved by another model or cache type, or with other weights: "
+                      "got \"",
                       identity, "\", need \"", facts.identity, "\"");
   }
   if (n_kv != n_tokens * facts.kv_token_bytes) {

@@ -55,7 +55,7 @@ class Hasher {
         break;
     }
   }
-  std::string finish() { return to_hex(sha_.finish()); }
+  Sha256Digest finish() { return sha_.finish(); }
 
  private:
   Sha256 sha_;
@@ -75,9 +75,9 @@ std::string_view kv_text(backend::KvType type) {
 
 }  // namespace
 
-std::string identity_of(const gguf::File& file, backend::KvType kv_type) {
+Sha256Digest header_digest(const gguf::File& file) {
   Hasher hasher;
-  hasher.text("moesaic model 1");
+  hasher.text("moesaic headers 1");
   for (const gguf::Value& value : file.metadata()) {
     if (value.key().starts_with("split.") || value.key() == "general.alignment") continue;
     hasher.value(value);
@@ -88,8 +88,15 @@ std::string identity_of(const gguf::File& file, backend::KvType kv_type) {
     hasher.number(tensor.ne.size());
     for (const std::uint64_t n : tensor.ne) hasher.number(n);
   }
-  hasher.text(kv_text(kv_type));
   return hasher.finish();
+}
+
+std::string identity_of(const gguf::File& file, backend::KvType kv_type) {
+  Hasher hasher;
+  hasher.text("moesaic model 2");
+  hasher.text(to_hex(header_digest(file)));
+  hasher.text(kv_text(kv_type));
+  return to_hex(hasher.finish());
 }
 
 }  // namespace moesaic::model

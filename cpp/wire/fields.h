@@ -109,6 +109,7 @@ template <typename F>
 void fields(F& f, ManifestRequest& m) {
   f.field(m.request);
   f.field(m.identity);
+  f.field(m.headers);
   f.field(m.name);
   f.field(m.want_header);
 }
@@ -122,9 +123,14 @@ template <typename F>
 void fields(F& f, Manifest& m) {
   f.field(m.request);
   f.field(m.identity);
+  f.field(m.headers);
   f.field(m.name);
+  f.field(m.is_file);
   f.field(m.header_bytes);
+  f.field(m.tensors);
   f.field(m.units);
+  f.field(m.hashed_bytes);
+  f.field(m.total_bytes);
 }
 template <typename F>
 void fields(F& f, BlobRequest& m) {
@@ -149,6 +155,8 @@ template <typename F>
 void fields(F& f, Load& m) {
   f.field(m.request);
   f.field(m.identity);
+  f.field(m.headers);
+  f.field(m.tensors);
   f.field(m.name);
   f.field(m.stage);
   f.field(m.stages);

@@ -37,7 +37,7 @@ const Traits* find_traits(MessageType type) {
       {"Error", Limit::kControl, false},
       {"ManifestRequest", Limit::kControl, false},
       {"Manifest", Limit::kManifest, false},
-      {"Load", Limit::kControl, false},  // its epoch is the new one
+      {"Load", Limit::kManifest, false},  // its epoch is the new one
       {"LoadProgress", Limit::kControl, false},
       {"Loaded", Limit::kControl, false},
       {"Join", Limit::kControl, false},  // its epoch is answered by an error when it is dead

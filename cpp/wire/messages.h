@@ -155,7 +155,8 @@ struct Unload {
 struct ManifestRequest {
   static constexpr MessageType kType = MessageType::kManifestRequest;
   std::uint64_t request = 0;
-  Digest identity{};  // all zero: by name
+  Digest identity{};  // of the content; all zero: by name
+  Digest headers{};   // with an identity: what the headers of such a file give
   std::string name;   // a file name, never a path
   bool want_header = false;
 };
@@ -164,13 +165,20 @@ struct UnitDigest {
   std::uint32_t expert = 0;
   Digest sha256{};
 };
+// Proves itself to a receiver that knows the identity: headers and tensors give it, and the units
+// of a tensor give its digest.
 struct Manifest {
   static constexpr MessageType kType = MessageType::kManifest;
   std::uint64_t request = 0;
-  Digest identity{};
+  Digest identity{};  // all zero: it is being made, ask again (by name only)
+  Digest headers{};
   std::string name;
+  bool is_file = false;            // a whole file, not a slice that outlived it
   std::uint64_t header_bytes = 0;  // of all parts together, to be fetched as blob kHeaderTensor
+  std::vector<Digest> tensors;     // of each tensor of the directory; empty: not known
   std::vector<UnitDigest> units;   // those that are known
+  std::uint64_t hashed_bytes = 0;  // while the identity is being made: how far it is
+  std::uint64_t total_bytes = 0;
 };
 
 // Bytes [offset, offset + n_bytes) of a tensor, or of the headers of all parts one after the other
@@ -205,7 +213,9 @@ struct Stage {
 struct Load {  // coordinator -> each worker
   static constexpr MessageType kType = MessageType::kLoad;
   std::uint64_t request = 0;
-  Digest identity{};
+  Digest identity{};            // of the content
+  Digest headers{};             // what the headers of such a file give
+  std::vector<Digest> tensors;  // of each tensor of the directory: headers and these give identity
   std::string name;
   std::uint32_t stage = 0;  // which of `stages` the receiver is
   std::vector<Stage> stages;

@@ -32,6 +32,7 @@ __all__: list[str] = [
     "dequantize",
     "describe",
     "engine_config",
+    "fingerprint",
     "forbid_core_dumps",
     "generation_spec",
     "isa",
@@ -150,6 +151,8 @@ class Engine:
     @property
     def device(self) -> str: ...
     @property
+    def fingerprint(self) -> str: ...
+    @property
     def identity(self) -> str: ...
     @property
     def kv_tokens(self) -> int: ...
@@ -166,9 +169,9 @@ class Session:
     """
     def close(self) -> None: ...
     def fork(self, n: typing.SupportsInt | typing.SupportsIndex) -> Session: ...
-    def save(self, path: bytes) -> None:
+    def save(self, path: bytes, fingerprint: str) -> None:
         """
-        Write to an encoded path.
+        Write to an encoded path, with the fingerprint of the model's weights.
         """
     def truncate(self, n: typing.SupportsInt | typing.SupportsIndex) -> None: ...
     @property
@@ -583,6 +586,11 @@ def engine_config(engine: Engine) -> dict[str, typing.Any]:
     A loaded model's configuration.
     """
 
+def fingerprint(file: GGUFFile, cache: bytes) -> str:
+    """
+    Digest of a file's headers and weights, in hex; reads what no digest is remembered of in the cache's folder (an encoded path; empty: none).
+    """
+
 def forbid_core_dumps() -> None:
     """
     From now on this process leaves no core dump, and only root can attach to it.
@@ -613,7 +621,7 @@ def isa() -> str:
 
 def load_model(
     *,
-    path: bytes,
+    file: GGUFFile,
     n_ctx: typing.SupportsInt | typing.SupportsIndex,
     kv_tokens: typing.SupportsInt | typing.SupportsIndex,
     threads: typing.SupportsInt | typing.SupportsIndex,
@@ -623,12 +631,12 @@ def load_model(
     progress: collections.abc.Callable[[int, int], typing.Any] | None = None,
 ) -> Engine:
     """
-    Load a GGUF file by its encoded path; kv_tokens 0 and threads 0 are automatic.
+    Load an open GGUF file; kv_tokens 0 and threads 0 are automatic.
     """
 
-def load_session(engine: Engine, path: bytes) -> Session:
+def load_session(engine: Engine, path: bytes, fingerprint: str) -> Session:
     """
-    Read from an encoded path.
+    Read from an encoded path what was saved with these weights.
     """
 
 def measure(threads: typing.SupportsInt | typing.SupportsIndex) -> tuple[float, float]:

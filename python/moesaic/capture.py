@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from moesaic._tables import html_table, shortened
 from moesaic.errors import ArgumentError
+from moesaic.fingerprint import Fingerprint
 from moesaic.foreign_taps import explain
 
 _SHOWN = 12  # arrays that a repr lists; of more, the first and the last
@@ -33,10 +34,17 @@ class Captures(Mapping[str, npt.NDArray[Any]]):
         self,
         arrays: Mapping[str, npt.NDArray[Any]],
         logits: npt.NDArray[np.float32] | None = None,
+        fingerprint: Fingerprint | None = None,
     ) -> None:
         self._arrays = dict(arrays)
         # "| Any": a caller knows whether it asked for them, and need not look for None.
         self.logits: npt.NDArray[np.float32] | Any = logits
+        self._fingerprint = fingerprint
+
+    @property
+    def fingerprint(self) -> str:
+        """:attr:`Model.fingerprint` of the model that was run; "" where it is not known."""
+        return self._fingerprint() if self._fingerprint else ""
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
         if name not in self._arrays:
@@ -57,7 +65,8 @@ class Captures(Mapping[str, npt.NDArray[Any]]):
 
     def _first_rows(self, n: int) -> Captures:
         """The same captures, cut to the first n rows."""
-        return Captures({name: array[:n] for name, array in self._arrays.items()}, self.logits)
+        cut = {name: array[:n] for name, array in self._arrays.items()}
+        return Captures(cut, self.logits, self._fingerprint)
 
     def __repr__(self) -> str:
         rows = [f"{name}: {array.dtype} {array.shape}" for name, array in self._arrays.items()]

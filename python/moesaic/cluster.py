@@ -407,7 +407,9 @@ class Cluster:
         """Load a model on the workers.
 
         Each worker uses its own copy of the file when it has one, and else pulls the part that it
-        is to hold, once.
+        is to hold, once. The model is known by its :attr:`Model.fingerprint`: a file that this
+        machine has not read before is read first, and a worker's copy, cache or memory with other
+        weights under equal headers is named in its log and not used.
 
         Parameters
         ----------
@@ -428,16 +430,18 @@ class Cluster:
             How long ``"wait"`` waits after each loss before it raises WorkerLost after all.
         progress : None, bool or callable
             As for :class:`Model`; the stages of loading are what each worker does: ``"pull
-            host:port"``, ``"verify host:port"``, ``"map host:port"``, ``"ready host:port"``. Later
-            a callable also hears, on a thread of the cluster, ``"lost host:port"``, ``"waiting
-            (600 s)"`` (seconds, once a second), ``"re-planning"``, the stages of loading again,
-            ``"back host:port"`` and ``"gave up host:port"``.
+            host:port"``, ``"verify host:port"``, ``"map host:port"``, ``"ready host:port"``; before
+            them comes ``"identify this machine"``. Later a callable also hears, on a thread of the
+            cluster, ``"lost host:port"``, ``"waiting (600 s)"`` (seconds, once a second),
+            ``"re-planning"``, the stages of loading again, ``"back host:port"`` and ``"gave up
+            host:port"``.
         wire : {"f32", "f16"}
             Type of the hidden rows that workers pass on. ``"f16"`` halves the traffic and changes
             the numbers a little.
         verify : {"first", "always", "never"}
-            Whether weights are held against their digests: when a file is used first, at every
-            load, or not.
+            When workers read weights to hold them against their digests: of a file that is used
+            first; at every load, also of what they hold in memory, of which all that is derived is
+            made again; or only of a file that they have never read (what it is must be known).
 
         Returns
         -------
@@ -452,7 +456,8 @@ class Cluster:
         WorkerLost, NetError, DeadlineError
             A worker was lost meanwhile, or does not answer; the message names it.
         FormatError, IoError, ArgumentError
-            As for :class:`Model`; a copy of the file that is another model.
+            As for :class:`Model`; workers whose copies of a named file differ, or one that has only
+            other weights and no source for the right ones; the message names them.
 
         Examples
         --------

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from moesaic import _core
 from moesaic.capture import Captures
 from moesaic.errors import ArgumentError
+from moesaic.fingerprint import Fingerprint
 from moesaic.inputs import Tokens, flag, integer, real, token_ids
 from moesaic.progress import Progress, Reporter
 from moesaic.results import Chunk, Generation, Timings
@@ -186,9 +187,11 @@ class Item:
         decoder: StreamDecoder | None,
         echo_text: str,
         before: Tokens | None = None,
+        fingerprint: Fingerprint | None = None,
     ) -> None:
         self.prompt = prompt
         self._before = prompt if before is None else np.concatenate([before, prompt])
+        self._fingerprint = fingerprint
         self.seed = (options.seed + index) % 2**64
         self.tokens: list[int] = []
         self._pieces: list[str] = []
@@ -301,7 +304,7 @@ class Item:
         top = k is not None and k > 0
         captures = None
         if self._options.capture:
-            captures = Captures(o["captures"])._first_rows(
+            captures = Captures(o["captures"], None, self._fingerprint)._first_rows(
                 len(self.prompt) + max(0, len(self.tokens) - 1)
             )
         shape = (len(self.tokens), k or 0)
@@ -324,6 +327,7 @@ class Item:
             message=None
             if begun is None
             else {"role": "assistant", "content": begun + "".join(self._pieces)},
+            _fingerprint=self._fingerprint,
         )
 
 

@@ -16,6 +16,7 @@ from moesaic._signatures import spelled_out
 from moesaic.capture import Captures
 from moesaic.config import Config, Layer
 from moesaic.errors import ArgumentError
+from moesaic.fingerprint import Fingerprint
 from moesaic.generation import GenerateOptions, LogitsProcessor
 from moesaic.gguf import GGUF
 from moesaic.inputs import KV_TYPES, flag, integer
@@ -110,7 +111,7 @@ class Model(ChatMethods, ArrayMethods):
     ) -> None:
         where = "Model"
         path = located(path, where)
-        encoded = encoded_path(path, where)
+        encoded_path(path, where)
         deterministic = flag(deterministic, "deterministic", where)
         integer(n_ctx, "n_ctx", where, 1, 2**30)
         if kv_tokens is not None:
@@ -123,7 +124,7 @@ class Model(ChatMethods, ArrayMethods):
         file = GGUF(path)
         with Reporter(progress, "load") as report:
             engine = _core.load_model(
-                path=encoded,
+                file=file._file.get(),
                 n_ctx=n_ctx,
                 kv_tokens=kv_tokens or 0,
                 threads=threads or 0,
@@ -136,6 +137,7 @@ class Model(ChatMethods, ArrayMethods):
             engine,
             file,
             path=os.fspath(path),
+            fingerprint=Fingerprint(file._file.get()),
             deterministic=deterministic,
             progress=progress,
             stacklevel=3,
@@ -174,6 +176,7 @@ class Model(ChatMethods, ArrayMethods):
             engine,
             file,
             path=path,
+            fingerprint=Fingerprint(known=engine.fingerprint) if engine.fingerprint else None,
             deterministic=deterministic,
             progress=check_progress(progress),
             stacklevel=stacklevel + 2,

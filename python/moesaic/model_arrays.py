@@ -96,7 +96,7 @@ class ArrayMethods(LoadedModel):
             capture=resolve(names, self._capture_names, where),
         )
         outcome = run_all(self, [spec])[0]
-        return Captures(outcome["captures"], outcome["logits"])
+        return Captures(outcome["captures"], outcome["logits"], self._fingerprint)
 
     def session(self) -> Session:
         """Open a sequence with a KV cache of its own.
@@ -117,7 +117,7 @@ class ArrayMethods(LoadedModel):
         return Session(self, _core.open_session(self._engine))
 
     def load_session(self, path: str | os.PathLike[str]) -> Session:
-        """Read a session that :meth:`Session.save` wrote with the same model and cache type.
+        """Read a session that :meth:`Session.save` wrote with the same weights and cache type.
 
         Parameters
         ----------
@@ -132,7 +132,7 @@ class ArrayMethods(LoadedModel):
         Raises
         ------
         FormatError
-            The file is damaged, cut, or of another model.
+            The file is damaged, cut, or of another model or other weights.
         IoError
             The operating system refused.
         OutOfMemoryError
@@ -152,7 +152,7 @@ class ArrayMethods(LoadedModel):
         """
         self._engine.check_usable("Model.load_session")
         encoded = encoded_path(path, "Model.load_session")
-        return Session(self, _core.load_session(self._engine, encoded))
+        return Session(self, _core.load_session(self._engine, encoded, self.fingerprint))
 
     def forward_many(
         self,

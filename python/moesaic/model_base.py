@@ -20,6 +20,7 @@ from moesaic import _core
 from moesaic._tables import html_table
 from moesaic.config import Config
 from moesaic.errors import ArgumentError, FormatError
+from moesaic.fingerprint import Fingerprint
 from moesaic.inputs import Tokens, integer, prompt_ids, token_ids
 from moesaic.progress import Progress
 from moesaic.rendered import RenderedChat
@@ -63,6 +64,7 @@ class LoadedModel:
     _engine: _core.Engine
     _file: ModelFile
     _path: str
+    _fingerprint: Fingerprint | None
     _progress: Progress
     _deterministic: bool
     _config: Config
@@ -74,6 +76,7 @@ class LoadedModel:
         file: ModelFile,
         *,
         path: str,
+        fingerprint: Fingerprint | None,
         deterministic: bool,
         progress: Progress,
         stacklevel: int,
@@ -82,6 +85,7 @@ class LoadedModel:
         self._engine = engine
         self._file = file
         self._path = path
+        self._fingerprint = fingerprint
         self._progress = progress
         self._deterministic = deterministic
         self._config = Config._from_core(_core.engine_config(engine))
@@ -124,6 +128,33 @@ class LoadedModel:
     def path(self) -> str:
         """The file it was loaded from."""
         return self._path
+
+    @property
+    def fingerprint(self) -> str:
+        """What the model is, weights included: a SHA-256 over its headers and all of its weights.
+
+        64 hex digits, the same for a file and its split set, other ones when a single weight or key
+        differs. Saved sessions, results and clusters name a model by it. The first time that it is
+        asked for, the whole file is read (with all cores; Ctrl-C ends it); the digests are
+        remembered in the user's cache folder for as long as the file stays as it is.
+
+        Raises
+        ------
+        FormatError
+            The file has changed since it was loaded.
+        IoError
+            The operating system refused.
+
+        Examples
+        --------
+        >>> import moesaic
+        >>> m = moesaic.Model.demo()
+        >>> len(m.fingerprint), m.generate("In", max_tokens=1).fingerprint == m.fingerprint
+        (64, True)
+        """
+        if self._fingerprint is None:
+            raise FormatError(f"[Model.fingerprint] {self._path}: not known of this model")
+        return self._fingerprint()
 
     @property
     def n_ctx(self) -> int:

@@ -250,7 +250,7 @@ class TextMethods(LoadedModel):
             if tokenizer is not None:
                 decoder = tokenizer.stream_decoder(continuation=True)
             echo = tokenizer.decode(prompt) if tokenizer is not None and options.echo else ""
-            items.append(Item(prompt, options, i, decoder, echo, before))
+            items.append(Item(prompt, options, i, decoder, echo, before, self._fingerprint))
         return specs, items
 
     def _stream(self, ids: Tokens, options: Checked, where: str) -> Iterator[Chunk]:

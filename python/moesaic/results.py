@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from moesaic._tables import html_table
 from moesaic.capture import Captures
+from moesaic.fingerprint import Fingerprint
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +167,12 @@ class Generation:
     top_logprobs: npt.NDArray[np.float32] | Any = None
     captures: Captures | Any = None
     message: dict[str, str] | Any = field(default=None)
+    _fingerprint: Fingerprint | None = field(default=None, repr=False)
+
+    @property
+    def fingerprint(self) -> str:
+        """:attr:`Model.fingerprint` of the model that gave it, made when it is asked for."""
+        return self._fingerprint() if self._fingerprint else ""
 
     def __str__(self) -> str:
         return self.text

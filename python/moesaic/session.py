@@ -315,7 +315,8 @@ class Session:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write tokens and cache to a file that :meth:`Model.load_session` reads.
 
-        The file appears whole or not at all; it is readable by its owner only.
+        The file appears whole or not at all; it is readable by its owner only. It names the model
+        by :attr:`Model.fingerprint`, which is made first.
 
         Parameters
         ----------
@@ -342,7 +343,8 @@ class Session:
         """
         with self._lock:
             self._check("Session.save")
-            self._core.save(encoded_path(path, "Session.save"))
+            encoded = encoded_path(path, "Session.save")
+            self._core.save(encoded, self._model.fingerprint)
 
     def close(self) -> None:
         """Free the cache, now or when the call that uses it has ended. May be called again."""
@@ -440,7 +442,9 @@ def forward_many(
             )
         outcomes = run_all(model, specs)
     return [
-        Captures(outcome["captures"], outcome["logits"]) if names else outcome["logits"]
+        Captures(outcome["captures"], outcome["logits"], model._fingerprint)
+        if names
+        else outcome["logits"]
         for outcome in outcomes
     ]
 

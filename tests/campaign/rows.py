@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+import fault_identity
 import fault_kills
 import fault_links
 import fault_others
@@ -171,6 +172,17 @@ def _links() -> list[Row]:
     ]  # fmt: skip
 
 
+def _identity() -> list[Row]:
+    row = partial(_case, "equal headers, other bytes (8 x 20)", 20)
+    return [
+        row(
+            f"other weights: {kind}", "the right weights answer, or refused and named",
+            "copies", fault_identity.other_weights, kind=kind,
+        )
+        for kind in fault_identity.KINDS
+    ]  # fmt: skip
+
+
 def _programs() -> list[Row]:
     group = "transport and cache, in C++"
     return [
@@ -270,6 +282,7 @@ def rows() -> list[Row]:
         *_late_losses(),
         *_stops(),
         *_links(),
+        *_identity(),
         *_people(),
         *_more(),
     ]

@@ -82,12 +82,13 @@ class BlobLink : public ::testing::Test {
   void SetUp() override {
     write_model(models);
     whole = gguf::File::open(models / "m.gguf");
-    identity = header_identity(*whole);
+    content = content_of(*whole);
+    identity = content.identity;
   }
   OpenSlice request(const std::vector<std::string>& tensors,
                     std::vector<std::shared_ptr<BlobSource>> sources) const {
     OpenSlice slice;
-    slice.identity = identity;
+    slice.content = content;
     slice.name = "m.gguf";
     slice.tensors = tensors;
     slice.sources = std::move(sources);
@@ -102,7 +103,8 @@ class BlobLink : public ::testing::Test {
   Folder models;
   Folder cache;
   std::shared_ptr<const gguf::File> whole;
-  wire::Digest identity{};
+  Content content;
+  wire::Digest identity{};  // of it
 };
 
 TEST_F(BlobLink, TwoStoresPullFromEachOther) {
@@ -114,6 +116,7 @@ TEST_F(BlobLink, TwoStoresPullFromEachOther) {
   Folder cache_b;
   Rig a(models.str(), cache_a.str());
   Rig b(models_b.str(), cache_b.str());
+  ASSERT_TRUE(a.manifest("m.gguf") && b.manifest("b.gguf"));  // each knows what it has
   Node node_a(net, *a.store, key);
   Node node_b(net, *b.store, key);
   const auto tensors = layer_tensors(0, 3);
@@ -121,7 +124,7 @@ TEST_F(BlobLink, TwoStoresPullFromEachOther) {
   OpenedSlice at_b;
   std::thread other([&] { at_b = b.store->open(request(tensors, {peer(node_a)})); });
   OpenSlice slice = request(tensors, {peer(node_b)});
-  slice.identity = header_identity(*whole_b);
+  slice.content = content_of(*whole_b);
   slice.name = "b.gguf";
   at_a = a.store->open(slice);
   other.join();
@@ -141,7 +144,7 @@ TEST_F(BlobLink, TheOwnerOfALinkLendsIt) {
   // A worker asks its coordinator over the link that the coordinator has dialled.
   Rig worker("", cache.str());
   Rig coordinator("", "");
-  coordinator.store->offer(whole, "m.gguf");
+  coordinator.store->offer(whole, coordinator.store->identify(whole, {}), "m.gguf");
   BlobServer server(*coordinator.store);
   std::atomic<int> n_requests{0};
   std::shared_ptr<LinkSource> source;
@@ -173,7 +176,8 @@ TEST_F(BlobLink, TheOwnerOfALinkLendsIt) {
   const int n_asked = n_requests;
   EXPECT_GT(n_asked, 0);
   source->lost(std::make_exception_ptr(NetError("10.0.0.1:1: silent for 3 s")));
-  const std::string text = thrown<NetError>([&] { source->manifest(identity, "", true, nullptr); });
+  const std::string text =
+      thrown<NetError>([&] { source->manifest(asking(content, ""), nullptr); });
   EXPECT_NE(text.find("silent for 3 s"), std::string::npos) << text;
   // Who is lost is not asked: an answer that came first would hide it. A goodbye comes behind all
   // that was sent.
@@ -186,6 +190,7 @@ TEST_F(BlobLink, APeerThatVanishesIsDoneWithout) {
   Folder cache_b;
   Rig a(models.str(), "");
   Rig b(models.str(), "");
+  ASSERT_TRUE(a.manifest("m.gguf") && b.manifest("m.gguf"));
   Node node_a(net, *a.store, key);
   Node node_b(net, *b.store, key);
   std::atomic<int> n_blobs{0};
@@ -220,7 +225,7 @@ TEST_F(BlobLink, SilenceEndsAtTheDeadlineAndCancelAtOnce) {
   node.first = [](const auto&, net::Incoming&) { return true; };  // hears and says nothing
   const auto silent = peer(node, 300ms);
   const std::string text =
-      thrown<DeadlineError>([&] { silent->manifest(identity, "m.gguf", true, nullptr); });
+      thrown<DeadlineError>([&] { silent->manifest(asking(content, "m.gguf"), nullptr); });
   EXPECT_NE(text.find(node.address()), std::string::npos) << text;
 
   const auto patient_one = peer(node, 60s);
@@ -248,9 +253,13 @@ TEST_F(BlobLink, RefusalsKeepTheirMeaning) {
   const auto source = peer(node);
   wire::Digest unknown = identity;
   unknown[3] ^= 1;
-  EXPECT_FALSE(source->manifest(unknown, "m.gguf", true, nullptr).has_value());
-  EXPECT_FALSE(source->manifest(wire::Digest{}, "absent.gguf", true, nullptr).has_value());
-  ASSERT_TRUE(source->manifest(wire::Digest{}, "m.gguf", true, nullptr).has_value());
+  Content other = content;
+  other.identity = unknown;
+  other.headers[0] ^= 1;
+  EXPECT_FALSE(source->manifest(asking(other, "m.gguf"), nullptr).has_value());
+  EXPECT_FALSE(source->manifest(asking({}, "absent.gguf"), nullptr).has_value());
+  ASSERT_TRUE(source->manifest(asking({}, "m.gguf"), nullptr).has_value());
+  ASSERT_TRUE(source->manifest(asking(content, "m.gguf"), nullptr).has_value());
   wire::BlobRequest blob;
   blob.identity = unknown;
   blob.n_bytes = 1;
@@ -258,14 +267,17 @@ TEST_F(BlobLink, RefusalsKeepTheirMeaning) {
   blob.identity = identity;
   blob.offset = 1U << 30;
   thrown<NetError>([&] { source->fetch(blob, nullptr); });  // it does not know how to ask
-  thrown<NetError>([&] { source->manifest(identity, "../m.gguf", true, nullptr); });
+  thrown<NetError>([&] { source->manifest(asking(content, "../m.gguf"), nullptr); });
 }
 
 // A store whose disk hangs until it is told otherwise.
 class StuckStore final : public WeightStore {
  public:
   OpenedSlice open(const OpenSlice&) override { fail<IoError>("stuck"); }
-  void offer(std::shared_ptr<const gguf::File>, const std::string&) override {}
+  Content identify(const std::shared_ptr<const gguf::File>&, const ReadOptions&) override {
+    return {};
+  }
+  void offer(std::shared_ptr<const gguf::File>, const Content&, const std::string&) override {}
   std::optional<wire::Manifest> manifest(const wire::ManifestRequest& request) override {
     ++n_begun;
     EXPECT_TRUE(eventually([this] { return released.load(); }));
@@ -322,12 +334,13 @@ TEST_F(BlobLink, WhoDoesNotTakeItsBytesHoldsUpNobody) {
   writer.add_tensor("w", quant::Qtype::kI8, ne, noise(4U << 20, 3));
   write_file(big / "m.gguf", writer.finish());
   whole = gguf::File::open(big / "m.gguf");
-  identity = header_identity(*whole);
+  content = content_of(*whole);
+  identity = content.identity;
   Rig a(big.str(), "");
   Node node(net, *a.store, std::nullopt);
   key.reset();
   const auto good = peer(node);
-  ASSERT_TRUE(good->manifest(identity, "m.gguf", true, nullptr).has_value());
+  ASSERT_TRUE(good->manifest(asking(content, "m.gguf"), nullptr).has_value());
 
   net::testing::RawPeer raw(node.address());
   ASSERT_TRUE(raw.greet(net::random_node_id()));

@@ -29,7 +29,7 @@ TEST_F(CacheDamage, DamagedCacheFiles) {
   OpenSlice wider = request({a});
   wider.tensors = layer_tensors(0, 3);
   OpenSlice of_other = request({std::make_shared<FileSource>(other)});
-  of_other.identity = header_identity(*other);
+  of_other.content = content_of(*other);
   {
     Rig rig("", good.str());
     rig.store->open(request({a}));

@@ -208,5 +208,31 @@ TEST_F(Book, AFreshFileIsLeftTimeToSettle) {
   EXPECT_TRUE(at_once);
 }
 
+TEST(SettleTime, CoarseStampsAreGivenTwoSeconds) {
+  const std::int64_t now = 1'700'000'000'500'000'000;
+  const auto after = [&](std::int64_t changed_ns) {
+    FileState state;
+    state.changed_ns = changed_ns;
+    return settle_time({FileState{}, state}, now);
+  };
+  EXPECT_EQ(after(now - 20'000'000).count(), 30'000'000);      // of some milliseconds
+  EXPECT_EQ(after(now - 60'000'000).count(), 0);               // settled
+  EXPECT_EQ(after(now - 500'000'000).count(), 1'550'000'000);  // whole seconds: FAT or old NFS
+  EXPECT_EQ(after(now - 2'500'000'000).count(), 0);
+  EXPECT_EQ(after(now + 3'000'000'000).count(), 50'000'000);     // a server's clock that is ahead
+  EXPECT_EQ(after(now + 4'500'000'000).count(), 2'050'000'000);  // and coarse
+  EXPECT_EQ(after(now + 3600'000'000'000).count(), 0);           // a clock that has jumped
+}
+
+TEST_F(Book, AWaitForCoarseStampsCanBeCancelled) {
+  FileStates coarse(1);
+  timespec time{};
+  clock_gettime(CLOCK_REALTIME, &time);
+  coarse[0].changed_ns = (static_cast<std::int64_t>(time.tv_sec) + 30) * 1'000'000'000;
+  CancelFlag cancel;
+  cancel.set();
+  EXPECT_THROW(let_stamps_settle(coarse, &cancel), CancelledError);
+}
+
 }  // namespace
 }  // namespace moesaic::cluster::testing

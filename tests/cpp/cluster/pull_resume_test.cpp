@@ -373,7 +373,11 @@ TEST_F(PullResume, AbandonedFilesAreRemovedAtStart) {
   write_file(cache / (std::string(64, 'b') + ".slice.journal"), {1});  // without a file
   write_file(cache / "x.digests.tmp-999999999-0", {1});                // of a dead process
   write_file(cache / strcat("y.digests.tmp-", getpid(), "-0"), {1});   // of a living one
-  write_file(cache / (std::string(64, 'c') + ".slice.part"), {1});     // goes on tomorrow
+  write_file(cache / "z.digests.tmp-999999998-0", {1});                // living elsewhere
+  write_file(cache / "z.digests.tmp-r0123456789abcdef", {1});          // abandoned
+  const int elsewhere = open((cache / "z.digests.tmp-999999998-0").c_str(), O_RDWR);
+  ASSERT_EQ(flock(elsewhere, LOCK_EX), 0);
+  write_file(cache / (std::string(64, 'c') + ".slice.part"), {1});  // goes on tomorrow
   write_file(cache / (std::string(64, 'c') + ".slice.journal"), {1});
   write_file(cache / (std::string(64, 'd') + ".slice.part"), {1});  // never goes on
   write_file(cache / (std::string(64, 'd') + ".slice.journal"), {1});
@@ -386,6 +390,9 @@ TEST_F(PullResume, AbandonedFilesAreRemovedAtStart) {
   EXPECT_FALSE(fs::exists(cache / (name + ".slice.part")));
   EXPECT_TRUE(cache.names(std::string(64, 'b') + ".slice").empty());
   EXPECT_FALSE(fs::exists(cache / "x.digests.tmp-999999999-0"));
+  EXPECT_TRUE(fs::exists(cache / "z.digests.tmp-999999998-0"));
+  EXPECT_FALSE(fs::exists(cache / "z.digests.tmp-r0123456789abcdef"));
+  close(elsewhere);
   EXPECT_TRUE(fs::exists(cache / strcat("y.digests.tmp-", getpid(), "-0")));
   EXPECT_EQ(cache.names(std::string(64, 'c') + ".slice").size(), 2U);
   EXPECT_FALSE(fs::exists(cache / (std::string(64, 'd') + ".slice.part")));

@@ -13,9 +13,9 @@ class SliceFileTest : public ::testing::Test {
   void SetUp() override {
     // Experts larger than what is aligned to pages, and tensors smaller.
     whole = gguf::File::open(write_model(folder, "m.gguf", {.n_layers = 2, .expert_rows = 100}));
-    identity = header_identity(*whole);
+    content = content_of(*whole);
     tensors = layer_tensors(1, 2);
-    layout = make_layout(whole, tensors);
+    layout = make_layout(whole, content.identity, tensors);
     path = folder / "s.slice";
     Bytes bytes = layout.head;
     bytes.resize(layout.trailer_offset);
@@ -34,13 +34,13 @@ class SliceFileTest : public ::testing::Test {
   }
   SliceInfo read(const std::vector<std::string>& of) {
     const Fd fd = open_file(ops, path, O_RDONLY);
-    return read_slice_info(ops, fd.get(), path, identity, of, "m.gguf");
+    return read_slice_info(ops, fd.get(), path, content, of, "m.gguf");
   }
 
   Folder folder;
   FileOps ops;
   std::shared_ptr<const gguf::File> whole;
-  wire::Digest identity{};
+  Content content;
   std::vector<std::string> tensors;
   SliceLayout layout;
   std::string path;
@@ -110,7 +110,7 @@ TEST_F(SliceFileTest, AnotherSliceOrModelIsNotThisOne) {
   EXPECT_NO_THROW(read(tensors));
   EXPECT_THROW(read(layer_tensors(0, 2)), FormatError);
   EXPECT_THROW(read({tensors[0]}), FormatError);
-  identity[0] ^= 1;
+  content.identity[0] ^= 1;
   EXPECT_THROW(read(tensors), FormatError);
 }
 
@@ -143,7 +143,8 @@ TEST_F(SliceFileTest, DescriptorsDependOnTheSetOfNamesAlone) {
 }
 
 TEST_F(SliceFileTest, NamesThatTheFileDoesNotHave) {
-  const std::string text = thrown<FormatError>([&] { make_layout(whole, {"blk.9.x"}); });
+  const std::string text =
+      thrown<FormatError>([&] { make_layout(whole, content.identity, {"blk.9.x"}); });
   EXPECT_NE(text.find("blk.9.x"), std::string::npos) << text;
 }
 

@@ -27,7 +27,7 @@ class Journal : public SliceTest {
  protected:
   void SetUp() override {
     SliceTest::SetUp();
-    layout = make_layout(whole, tensors);
+    layout = make_layout(whole, content_of(*whole).identity, tensors);
     path = folder / "x.slice.journal";
     part = folder / "x.slice.part";
     write_file(part, Bytes(layout.file_bytes));
@@ -123,7 +123,7 @@ TEST_F(Journal, OfAnotherSliceOrLengthItSaysNothing) {
   fs::resize_file(part, layout.file_bytes - 1);
   expect({}, {}, false);
   fs::resize_file(part, layout.file_bytes);
-  layout = make_layout(whole, layer_tensors(0, 2));
+  layout = make_layout(whole, content_of(*whole).identity, layer_tensors(0, 2));
   write_file(part, Bytes(layout.file_bytes));
   expect({}, {}, false);
 }

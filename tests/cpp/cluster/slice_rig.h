@@ -17,14 +17,15 @@ class SliceTest : public ::testing::Test {
   void set_model(const ModelSpec& spec) {
     model_path = write_model(origin, "m.gguf", spec);
     whole = gguf::File::open(model_path);
-    identity = header_identity(*whole);
+    content = content_of(*whole);
+    identity = content.identity;
     tensors = layer_tensors(1, 3);
     slice_bytes = bytes_of(*whole, tensors);
     header_bytes = whole->headers()[0].size();
   }
   OpenSlice request(const std::vector<std::shared_ptr<BlobSource>>& sources = {}) const {
     OpenSlice slice;
-    slice.identity = identity;
+    slice.content = content;
     slice.name = "m.gguf";
     slice.tensors = tensors;
     slice.sources = sources;
@@ -34,9 +35,7 @@ class SliceTest : public ::testing::Test {
     return std::make_shared<FileSource>(whole, name);
   }
   std::shared_ptr<FileSource> knowing_source(const std::string& name = "source:1") const {
-    auto made = source(name);
-    made->digests = digests_of(*whole);
-    return made;
+    return source(name);
   }
   void expect_good(const OpenedSlice& opened) const {
     expect_same_weights(*opened.file, *whole, tensors);
@@ -51,7 +50,8 @@ class SliceTest : public ::testing::Test {
   Folder origin;
   std::string model_path;
   std::shared_ptr<const gguf::File> whole;
-  wire::Digest identity{};
+  Content content;
+  wire::Digest identity{};  // of it
   std::vector<std::string> tensors;
   std::uint64_t slice_bytes = 0;
   std::uint64_t header_bytes = 0;

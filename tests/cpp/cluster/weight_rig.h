@@ -17,12 +17,14 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
 #include "base/digest.h"
 #include "base/errors.h"
 #include "base/thrown.h"
+#include "cluster/content.h"
 #include "cluster/file_ops.h"
 #include "cluster/weight_store.h"
 #include "cluster/weight_units.h"
@@ -155,19 +157,52 @@ inline void expect_same_weights(const gguf::File& got, const gguf::File& want,
   }
 }
 
+inline UnitDigests digests_of(const gguf::File& file) {
+  UnitDigests digests;
+  for (std::uint32_t t = 0; t < file.tensors().size(); ++t) {
+    const gguf::TensorInfo& tensor = file.tensors()[t];
+    const std::uint64_t n = unit_bytes(tensor);
+    for (std::uint32_t e = 0; e < n_units(tensor); ++e) {
+      Sha256 sha;
+      sha.update(file.bytes(tensor).data() + e * n, n);
+      digests[{t, e}] = sha.finish();
+    }
+  }
+  return digests;
+}
+
+inline Content content_of(const gguf::File& file) { return make_content(file, digests_of(file)); }
+
+// What a store or a source is asked for; an unknown content: by name.
+inline wire::ManifestRequest asking(const Content& content, const std::string& name) {
+  wire::ManifestRequest request;
+  request.identity = content.identity;
+  request.headers = content.headers;
+  request.name = name;
+  return request;
+}
+
 // A source that has a whole file, in this process.
 class FileSource final : public BlobSource {
  public:
   explicit FileSource(std::shared_ptr<const gguf::File> file, std::string name = "source:1")
-      : file_(std::move(file)), name_(std::move(name)) {}
+      : digests(digests_of(*file)),
+        content(make_content(*file, digests)),
+        file_(std::move(file)),
+        name_(std::move(name)) {}
   std::string name() const override { return name_; }
-  std::optional<wire::Manifest> manifest(const wire::Digest& identity, const std::string&, bool,
+  std::optional<wire::Manifest> manifest(const wire::ManifestRequest& request,
                                          const CancelFlag*) override {
     ++n_manifests;
     if (on_manifest) on_manifest();
     wire::Manifest manifest;
-    manifest.identity = header_identity(*file_);
-    if (identity != wire::Digest{} && identity != manifest.identity) return std::nullopt;
+    manifest.identity = content.identity;
+    manifest.headers = content.headers;
+    manifest.tensors = content.tensors;
+    manifest.is_file = true;
+    if (request.identity != wire::Digest{} && request.identity != manifest.identity) {
+      return std::nullopt;
+    }
     for (const auto header : file_->headers()) manifest.header_bytes += header.size();
     for (const auto& [unit, digest] : digests) {
       manifest.units.push_back({unit.tensor, unit.expert, digest});
@@ -196,6 +231,7 @@ class FileSource final : public BlobSource {
   }
 
   UnitDigests digests;  // that the manifest tells
+  Content content;      // that it claims
   std::function<void()> on_manifest;
   std::function<void(const wire::BlobRequest&)> on_fetch;       // may throw
   std::function<void(const wire::BlobRequest&, Bytes&)> spoil;  // what is sent
@@ -270,6 +306,15 @@ struct Rig {
     };
     store = WeightStore::make(options);
   }
+  // Asks for a model by name until it is known what it is.
+  std::optional<wire::Manifest> manifest(const std::string& name) {
+    for (int i = 0; i < 2000; ++i) {
+      auto found = store->manifest(asking({}, name));
+      if (!found || found->identity != wire::Digest{}) return found;
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
+    return std::nullopt;
+  }
   int logged(const std::string& part) const {
     int n = 0;
     for (const auto& [event, text] : log) {
@@ -278,19 +323,5 @@ struct Rig {
     return n;
   }
 };
-
-inline UnitDigests digests_of(const gguf::File& file) {
-  UnitDigests digests;
-  for (std::uint32_t t = 0; t < file.tensors().size(); ++t) {
-    const gguf::TensorInfo& tensor = file.tensors()[t];
-    const std::uint64_t n = unit_bytes(tensor);
-    for (std::uint32_t e = 0; e < n_units(tensor); ++e) {
-      Sha256 sha;
-      sha.update(file.bytes(tensor).data() + e * n, n);
-      digests[{t, e}] = sha.finish();
-    }
-  }
-  return digests;
-}
 
 }  // namespace moesaic::cluster::testing

@@ -50,6 +50,7 @@ TEST_F(WeightStoreTest, PoliciesAlwaysAndNever) {
   Rig rig(models.str(), cache.str());
   OpenSlice slice = request();
   slice.digests = wire::DigestPolicy::kNever;
+  EXPECT_EQ(rig.store->open(slice).bytes_read, slice_bytes);  // it could be any model
   EXPECT_EQ(rig.store->open(slice).bytes_read, 0U);
   slice.digests = wire::DigestPolicy::kAlways;
   EXPECT_EQ(rig.store->open(slice).bytes_read, slice_bytes);
@@ -68,7 +69,7 @@ TEST_F(WeightStoreTest, ASplitSetIsFoundByItsFirstPart) {
   const auto split = gguf::File::open(models / "s-00001-of-00003.gguf");
   Rig rig(models.str(), cache.str());
   OpenSlice slice = request();
-  slice.identity = header_identity(*split);
+  slice.content = content_of(*split);
   slice.name = "s-00001-of-00003.gguf";
   const OpenedSlice opened = rig.store->open(slice);
   EXPECT_EQ(opened.source, "local copy");
@@ -97,7 +98,42 @@ TEST_F(WeightStoreTest, AnotherFileUnderTheNameIsNotUsed) {
   EXPECT_EQ(rig.logged("another file of this name"), 1);
   fs::remove(models / "sub/m.gguf");
   const std::string text = thrown<IoError>([&] { rig.store->open(request()); });
-  EXPECT_NE(text.find("nobody has it"), std::string::npos) << text;
+  EXPECT_NE(text.find("no source has it"), std::string::npos) << text;
+}
+
+// Copies whose headers are equal to those of the model that is asked for.
+TEST_F(WeightStoreTest, ACopyWithOtherWeightsIsNamedAndNotUsed) {
+  const std::string path = models / "m.gguf";
+  Bytes bytes = read_file(model_path);
+  bytes[bytes.size() - 100] ^= 1;  // of blk.2.ffn_up_exps.weight
+  write_file(path, bytes);
+  Rig rig(models.str(), cache.str());
+  for (const auto policy :
+       {wire::DigestPolicy::kFirst, wire::DigestPolicy::kAlways, wire::DigestPolicy::kNever}) {
+    OpenSlice slice = request();
+    slice.digests = policy;
+    const std::string text = thrown<FormatError>([&] { rig.store->open(slice); });
+    EXPECT_NE(text.find(path), std::string::npos) << text;
+    EXPECT_NE(text.find("blk.2.ffn_up_exps.weight"), std::string::npos) << text;
+    EXPECT_NE(text.find(short_hex(identity)), std::string::npos) << text;
+  }
+  // Where the right one can be fetched, it is, and the log says why.
+  const OpenedSlice pulled = rig.store->open(request({source()}));
+  EXPECT_EQ(pulled.source, "pulled");
+  expect_good(pulled);
+  EXPECT_GE(rig.logged("other weights under equal headers"), 1);
+  // A good copy beside it comes first, whatever order the names have.
+  fs::create_directories(models / "z");
+  fs::copy_file(model_path, models / "z/m.gguf");
+  Rig again(models.str(), "");
+  const OpenedSlice good = again.store->open(request());
+  EXPECT_EQ(good.paths, std::vector<std::string>{models / "z/m.gguf"});
+  expect_good(good);
+  // A slice without the tensor that differs is the same in both.
+  fs::remove_all(models / "z");
+  OpenSlice other_layers = request();
+  other_layers.tensors = layer_tensors(0, 2);
+  EXPECT_EQ(again.store->open(other_layers).source, "local copy");
 }
 
 TEST_F(WeightStoreTest, ARewrittenFileIsReadAgain) {
@@ -108,16 +144,40 @@ TEST_F(WeightStoreTest, ARewrittenFileIsReadAgain) {
   rig.store->open(request());
   // The same size, other weights, and the old times put back, as `cp -p` of another file would.
   Bytes bytes = read_file(path);
+  const Bytes before = bytes;
   bytes[bytes.size() - 100] ^= 1;
   write_file(path, bytes);
   fs::last_write_time(path, time);
-  EXPECT_EQ(rig.store->open(request()).bytes_read, slice_bytes);
-  // Another inode with the same bytes.
-  fs::copy_file(path, models / "copy");
+  thrown<FormatError>([&] { rig.store->open(request()); });
+  // Another inode with the right bytes.
+  write_file(models / "copy", before);
   fs::rename(models / "copy", path);
   fs::last_write_time(path, time);
   EXPECT_EQ(rig.store->open(request()).bytes_read, slice_bytes);
   EXPECT_EQ(rig.store->open(request()).bytes_read, 0U);
+}
+
+TEST_F(WeightStoreTest, OnePartOfASplitSetExchanged) {
+  const auto write_part = [&](int part, std::uint64_t seed) {
+    gguf::Writer writer;
+    if (part == 0) writer.add_string("general.architecture", "test");
+    writer.add_uint("split.no", gguf::ValueType::kU16, static_cast<std::uint64_t>(part));
+    writer.add_uint("split.count", gguf::ValueType::kU16, 3);
+    ModelSpec spec;
+    spec.seed = seed;
+    add_layers(writer, spec, part, part + 1);
+    writer.write(models / strcat("s-0000", part + 1, "-of-00003.gguf"));
+  };
+  for (int part = 0; part < 3; ++part) write_part(part, 1);
+  OpenSlice slice = request();
+  slice.name = "s-00001-of-00003.gguf";
+  slice.content = content_of(*gguf::File::open(models / slice.name));
+  Rig rig(models.str(), cache.str());
+  EXPECT_EQ(rig.store->open(slice).source, "local copy");
+  write_part(1, 7);  // of another model, with equal headers
+  const std::string text = thrown<FormatError>([&] { rig.store->open(slice); });
+  EXPECT_NE(text.find("s-00002-of-00003.gguf"), std::string::npos) << text;
+  EXPECT_NE(rig.manifest(slice.name)->identity, slice.content.identity);
 }
 
 TEST_F(WeightStoreTest, ClocksMayJump) {
@@ -132,25 +192,13 @@ TEST_F(WeightStoreTest, ClocksMayJump) {
   }
 }
 
-TEST_F(WeightStoreTest, ADifferenceFromAPeerIsNamed) {
+TEST_F(WeightStoreTest, AWarmStartAsksNoSource) {
   fs::copy_file(model_path, models / "m.gguf");
   Rig rig(models.str(), cache.str());
   const auto peer = source("10.0.0.3:9777");
-  peer->digests = digests_of(*whole);
-  const UnitKey unit{tensor_indices(*whole, {"blk.2.ffn_up_exps.weight"})[0], 2};
-  ASSERT_TRUE(peer->digests.contains(unit));
-  peer->digests[unit][5] ^= 1;
-  const std::string text = thrown<FormatError>([&] { rig.store->open(request({peer})); });
-  EXPECT_NE(text.find("blk.2.ffn_up_exps.weight, expert 2"), std::string::npos) << text;
-  EXPECT_NE(text.find("10.0.0.3:9777"), std::string::npos) << text;
-  // Not remembered as proven: the next load finds it again.
-  thrown<FormatError>([&] { rig.store->open(request({peer})); });
-  peer->digests[unit][5] ^= 1;
   EXPECT_EQ(rig.store->open(request({peer})).bytes_read, slice_bytes);
-  // A warm start asks nobody.
-  const int asked = peer->n_manifests;
   EXPECT_EQ(rig.store->open(request({peer})).bytes_read, 0U);
-  EXPECT_EQ(peer->n_manifests, asked);
+  EXPECT_EQ(peer->n_manifests, 0);
 }
 
 TEST_F(WeightStoreTest, PullsItsSliceOnceEver) {
@@ -201,7 +249,7 @@ TEST_F(WeightStoreTest, HeadersComeOnceAndThenFromTheCache) {
   headers.sources.clear();
   const OpenedSlice warm = rig.store->open(headers);
   EXPECT_EQ(warm.source, "cache");
-  EXPECT_EQ(header_identity(*warm.file), identity);
+  EXPECT_EQ(header_identity(*warm.file), content.headers);
   EXPECT_EQ(rig.store->open(request()).source, "cache");
   EXPECT_EQ(rig.store->bytes_read(), 0U);
 }
@@ -244,10 +292,10 @@ TEST_F(WeightStoreTest, HeadersAlone) {
   Rig rig("", cache.str());
   OpenSlice slice = request({a});
   slice.tensors.clear();
-  for (const wire::Digest& by : {identity, wire::Digest{}}) {
-    slice.identity = by;
+  for (const Content& by : {content, Content{}}) {
+    slice.content = by;
     const OpenedSlice opened = rig.store->open(slice);
-    EXPECT_EQ(header_identity(*opened.file), identity);
+    EXPECT_EQ(header_identity(*opened.file), content.headers);
     EXPECT_THROW(opened.file->bytes(opened.file->tensors()[0]), ArgumentError);
   }
   fs::copy_file(model_path, models / "m.gguf");
@@ -274,25 +322,28 @@ TEST_F(WeightStoreTest, NamesThatAreNoFileNamesAreRefused) {
 TEST_F(WeightStoreTest, AnswersForWhatItHas) {
   fs::copy_file(model_path, models / "m.gguf");
   Rig rig(models.str(), cache.str());
-  wire::ManifestRequest ask;
+  const UnitDigests want = digests_of(*whole);
+  wire::ManifestRequest ask = asking(content, "m.gguf");
   ask.request = 7;
-  ask.name = "m.gguf";
-  auto manifest = rig.store->manifest(ask);  // by name
+  auto manifest = rig.store->manifest(ask);  // it may be it; whoever fetches proves it
   ASSERT_TRUE(manifest.has_value());
   EXPECT_EQ(manifest->request, 7U);
   EXPECT_EQ(manifest->identity, identity);
   EXPECT_EQ(manifest->header_bytes, whole->headers()[0].size());
-  EXPECT_TRUE(manifest->units.empty());  // none made yet
-  EXPECT_EQ(rig.store->bytes_read(), 0U);
+  EXPECT_TRUE(manifest->units.empty() && manifest->tensors.empty());  // none made yet
   rig.store->open(request());
-  ask.identity = identity;
   manifest = rig.store->manifest(ask);
   ASSERT_TRUE(manifest.has_value());
-  const UnitDigests want = digests_of(*whole);
   EXPECT_EQ(manifest->units.size(), units_of(*whole, tensor_indices(*whole, tensors)).size());
   for (const wire::UnitDigest& unit : manifest->units) {
     EXPECT_EQ(unit.sha256, want.at({unit.tensor, unit.expert}));
   }
+  manifest = rig.manifest("m.gguf");  // by name: all of it is read
+  ASSERT_TRUE(manifest.has_value());
+  EXPECT_EQ(manifest->identity, identity);
+  EXPECT_EQ(manifest->tensors, content.tensors);
+  EXPECT_EQ(manifest->units.size(), want.size());
+  EXPECT_TRUE(manifest->is_file);
   ask.identity[0] ^= 1;
   EXPECT_FALSE(rig.store->manifest(ask).has_value());
 
@@ -325,7 +376,7 @@ TEST_F(WeightStoreTest, AnswersForWhatItHas) {
 
 TEST_F(WeightStoreTest, OffersAreServedAsLongAsTheyAreHeld) {
   Rig rig("", "");
-  rig.store->offer(whole, "mine.gguf");
+  rig.store->offer(whole, rig.store->identify(whole, {}), "mine.gguf");
   wire::ManifestRequest ask;
   ask.identity = identity;
   ASSERT_TRUE(rig.store->manifest(ask).has_value());
@@ -361,7 +412,7 @@ class OtherView final : public gguf::File {
 TEST_F(WeightStoreTest, AViewWithOtherTensorsIsNotServed) {
   Rig rig("", "");
   const auto view = std::make_shared<OtherView>(whole);
-  rig.store->offer(view, "m.gguf");
+  rig.store->offer(view, content, "m.gguf");
   wire::ManifestRequest ask;
   ask.identity = identity;
   EXPECT_FALSE(rig.store->manifest(ask).has_value());

@@ -96,8 +96,8 @@ HeaderBytes header_of(MessageType type, std::uint32_t body_bytes) {
 TEST(Frame, LimitsStandBeforeTheBody) {
   EXPECT_NO_THROW(decode_header(header_of(MessageType::kHello, 16U << 10), 0));
   EXPECT_THROW(decode_header(header_of(MessageType::kHello, (16U << 10) + 1), 0), ProtocolError);
-  EXPECT_NO_THROW(decode_header(header_of(MessageType::kLoad, 64U << 10), 0));
-  EXPECT_THROW(decode_header(header_of(MessageType::kLoad, (64U << 10) + 1), 0), ProtocolError);
+  EXPECT_NO_THROW(decode_header(header_of(MessageType::kLoad, 8U << 20), 0));
+  EXPECT_THROW(decode_header(header_of(MessageType::kLoad, (8U << 20) + 1), 0), ProtocolError);
   EXPECT_NO_THROW(decode_header(header_of(MessageType::kBlob, 4U << 20), 0));
   EXPECT_THROW(decode_header(header_of(MessageType::kBlob, 5U << 20), 0), ProtocolError);
   for (const MessageType type :

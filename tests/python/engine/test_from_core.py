@@ -34,7 +34,7 @@ def demo():
 
 def engine(path, n_ctx=64):
     return _core.load_model(
-        path=os.fsencode(path),
+        file=_core.GGUFFile(os.fsencode(path)),
         n_ctx=n_ctx,
         kv_tokens=0,
         threads=1,

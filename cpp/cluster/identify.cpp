@@ -1,0 +1,138 @@
+// See identify.h.
+#include "cluster/identify.h"
+
+#include <algorithm>
+#include <cerrno>
+
+#include "base/digest.h"
+#include "base/errors.h"
+#include "cluster/hash_units.h"
+
+namespace moesaic::cluster {
+namespace {
+
+constexpr int kTries = 3;
+
+// Of a file that is in memory only.
+UnitDigests digests_in_memory(const gguf::File& file, const std::vector<UnitKey>& units,
+                              const ReadOptions& options) {
+  UnitDigests made;
+  for (const UnitKey& unit : units) {
+    if (options.cancel != nullptr) options.cancel->check();
+    const gguf::TensorInfo& tensor = file.tensors()[unit.tensor];
+    const std::uint64_t n = unit_bytes(tensor);
+    const auto bytes = file.bytes(tensor).subspan(unit.expert * n, n);
+    made[unit] = sha256(bytes.data(), bytes.size());
+  }
+  return made;
+}
+
+}  // namespace
+
+LocalFile open_settled(const std::string& path) {
+  LocalFile local;
+  local.file = gguf::File::open(path);
+  for (int i = 0; i < kTries; ++i) {
+    local.paths.assign(local.file->paths().begin(), local.file->paths().end());
+    // Opened between two looks that agree: what is mapped is what the states are of.
+    local.states = file_states(local.paths);
+    local.file = gguf::File::open(path);
+    const auto paths = local.file->paths();
+    if (std::equal(paths.begin(), paths.end(), local.paths.begin(), local.paths.end()) &&
+        file_states(local.paths) == local.states) {
+      return local;
+    }
+  }
+  fail<IoError>("[weights] ", path, ": it is being changed; wait until it is written");
+}
+
+LocalFile open_local_file(const std::string& path) {
+  LocalFile local = open_settled(path);
+  local.headers = header_identity(*local.file);
+  return local;
+}
+
+LocalFile local_file_of(std::shared_ptr<const gguf::File> file) {
+  LocalFile local;
+  local.paths.assign(file->paths().begin(), file->paths().end());
+  local.headers = header_identity(*file);
+  local.file = std::move(file);
+  try {
+    local.states = file_states(local.paths);
+  } catch (const IoError&) {  // it is in memory only
+    return local;
+  }
+  const LocalFile now = open_local_file(local.paths.front());
+  if (now.headers != local.headers || now.states != local.states) {
+    fail<FormatError>("[weights] ", local.paths.front(),
+                      ": it has changed since it was opened; open it again");
+  }
+  return local;
+}
+
+void check_unchanged(std::span<const std::string> paths, const FileStates& states) {
+  for (std::size_t i = 0; i < paths.size(); ++i) {
+    std::string how;
+    try {
+      const FileState now = file_states(paths.subspan(i, 1)).front();
+      if (now == states[i]) continue;
+      how = now.inode != states[i].inode || now.device != states[i].device
+                ? "another file has its name now"
+            : now.size != states[i].size
+                ? strcat("it has ", now.size, " bytes now, not ", states[i].size)
+                : "it has been written to, or its attributes were changed";
+    } catch (const FileError& error) {
+      if (error.error == ENOENT)
+        continue;  // what is mapped of it lives on, and nobody can change it
+      how = error.what();
+    }
+    fail<FormatError>("[weights] ", paths[i], ": changed while it was in use: ", how,
+                      "; put the old file back or load the model again");
+  }
+}
+
+UnitDigests read_digests(const LocalFile& local, const std::vector<UnitKey>& units, FileOps& ops,
+                         const ReadOptions& options) {
+  if (local.states.empty()) return digests_in_memory(*local.file, units, options);
+  let_stamps_settle(local.states, options.cancel);
+  HashJob job;
+  job.paths = local.paths;
+  job.cancel = options.cancel;
+  std::uint64_t total = 0;
+  for (const UnitKey& unit : units) {
+    const gguf::TensorInfo& tensor = local.file->tensors()[unit.tensor];
+    const std::uint64_t n = unit_bytes(tensor);
+    job.pieces.push_back(
+        {static_cast<std::size_t>(tensor.file), tensor.offset + unit.expert * n, n});
+    total += n;
+  }
+  job.progress = [&](std::uint64_t done) {
+    if (options.progress) options.progress(done, total);
+  };
+  const std::vector<wire::Digest> digests = hash_units(job, ops);
+  if (file_states(local.paths) != local.states) {
+    fail<IoError>("[weights] ", local.paths[0], ": changed while it was read");
+  }
+  UnitDigests made;
+  for (std::size_t i = 0; i < units.size(); ++i) made[units[i]] = digests[i];
+  return made;
+}
+
+std::optional<Content> remembered_content(const LocalFile& local, DigestBook& book) {
+  const UnitDigests known = book.find(local.states);
+  const std::vector<UnitKey> units = all_units(*local.file);
+  if (known.size() < units.size() || !unknown_units(units, known).empty()) return std::nullopt;
+  return make_content(*local.file, known);
+}
+
+Content identify(const LocalFile& local, DigestBook& book, FileOps& ops,
+                 const ReadOptions& options) {
+  UnitDigests known = book.find(local.states);
+  const UnitDigests made =
+      read_digests(local, unknown_units(all_units(*local.file), known), ops, options);
+  book.add(local.states, made);
+  known.insert(made.begin(), made.end());
+  return make_content(*local.file, known);
+}
+
+}  // namespace moesaic::cluster
