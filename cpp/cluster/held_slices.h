@@ -37,7 +37,7 @@ struct HeldSlice {
 
   // Throws FormatError naming a file that is no longer what was proven: its mapping may show other
   // weights now.
-  void check_files() const { check_unchanged(paths, states); }
+  void check_files() const { check_mapped(paths, states); }
 };
 
 class HeldSlices {

@@ -13,6 +13,10 @@ namespace {
 
 constexpr int kTries = 3;
 
+bool is_same_file(const FileState& a, const FileState& b) {
+  return a.inode == b.inode && a.device == b.device && a.born_ns == b.born_ns;
+}
+
 // Of a file that is in memory only.
 UnitDigests digests_in_memory(const gguf::File& file, const std::vector<UnitKey>& units,
                               const ReadOptions& options) {
@@ -72,22 +76,26 @@ LocalFile local_file_of(std::shared_ptr<const gguf::File> file) {
 
 void check_unchanged(std::span<const std::string> paths, const FileStates& states) {
   for (std::size_t i = 0; i < paths.size(); ++i) {
-    std::string how;
-    try {
-      const FileState now = file_states(paths.subspan(i, 1)).front();
-      if (now == states[i]) continue;
-      how = now.inode != states[i].inode || now.device != states[i].device
-                ? "another file has its name now"
-            : now.size != states[i].size
-                ? strcat("it has ", now.size, " bytes now, not ", states[i].size)
-                : "it has been written to, or its attributes were changed";
-    } catch (const FileError& error) {
-      if (error.error == ENOENT)
-        continue;  // what is mapped of it lives on, and nobody can change it
-      how = error.what();
-    }
-    fail<FormatError>("[weights] ", paths[i], ": changed while it was in use: ", how,
+    const FileState now = file_states(paths.subspan(i, 1)).front();
+    if (now == states[i]) continue;
+    fail<FormatError>("[weights] ", paths[i], ": changed while it was in use: ",
+                      !is_same_file(now, states[i]) ? "another file has its name now"
+                      : now.size != states[i].size
+                          ? strcat("it has ", now.size, " bytes now, not ", states[i].size)
+                          : "it has been written to, or its attributes were changed",
                       "; put the old file back or load the model again");
+  }
+}
+
+void check_mapped(std::span<const std::string> paths, const FileStates& states) {
+  for (std::size_t i = 0; i < paths.size(); ++i) {
+    try {
+      if (!is_same_file(file_states(paths.subspan(i, 1)).front(), states[i])) continue;
+    } catch (const FileError& error) {
+      if (error.error != ENOENT) throw;
+      continue;
+    }
+    check_unchanged(paths.subspan(i, 1), {states[i]});
   }
 }
 

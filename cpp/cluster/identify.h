@@ -28,8 +28,10 @@ LocalFile open_local_file(const std::string& path);
 LocalFile open_settled(const std::string& path);
 // The same for a file that has been opened already, which must be the one under its path.
 LocalFile local_file_of(std::shared_ptr<const gguf::File> file);
-// Throws FormatError naming a part that has changed; one that was removed lives on as it is mapped.
+// Throws FormatError naming a part that has changed: under its path there is something else now.
 void check_unchanged(std::span<const std::string> paths, const FileStates& states);
+// The same for what is mapped: a file that was removed or replaced under its name lives on.
+void check_mapped(std::span<const std::string> paths, const FileStates& states);
 
 struct ReadOptions {
   const CancelFlag* cancel = nullptr;
