@@ -99,3 +99,25 @@ def test_a_request_of_any_size_costs_nobody_the_model(two, demo_path, exact):
             want = exact.generate(prompts, max_tokens=3, temperature=0, **each)
             assert [g.tokens.tolist() for g in got] == [w.tokens.tolist() for w in want], each
         assert tokens(m) == tokens(exact)
+
+
+def test_all_who_wait_are_answered_at_once(two, demo_path):
+    """Also those who came during the wait: none waits for a patience of its own."""
+    patience_s = 3.0
+    ended: list[float] = []
+
+    def call(m: moesaic.Model, prompt: list[int]) -> None:
+        with pytest.raises(moesaic.WorkerLost):
+            m.generate(prompt, max_tokens=5, temperature=0)
+        ended.append(time.monotonic())
+
+    with two.load(demo_path, n_ctx=64, on_loss="wait", wait_seconds=patience_s) as m:
+        two.launcher.kill(two.addresses[1])
+        threads = []
+        for i in range(6):
+            threads.append(threading.Thread(target=call, args=(m, [3 + i, 4])))
+            threads[-1].start()
+            time.sleep(0.2)
+        for thread in threads:
+            thread.join(60)
+    assert len(ended) == 6 and max(ended) - min(ended) < patience_s - 1.5
