@@ -130,10 +130,10 @@ std::optional<Event> next_event(const WorkerHandle& self, double timeout_s) {
 std::unique_ptr<WorkerHandle> start_worker(const std::string& listen, const std::string& advertise,
                                            const std::optional<ClusterKey>& key,
                                            bool plain_beyond_loopback, const py::bytes& models,
-                                           const py::bytes& cache, std::uint64_t memory_bytes,
-                                           double read_bytes_per_s, double matmul_ops_per_s,
-                                           int threads, const std::string& backend,
-                                           const std::string& release) {
+                                           const py::bytes& cache, std::uint64_t cache_bytes,
+                                           std::uint64_t memory_bytes, double read_bytes_per_s,
+                                           double matmul_ops_per_s, int threads,
+                                           const std::string& backend, const std::string& release) {
   cluster::WorkerOptions options;
   options.listen = listen;
   options.advertise = advertise;
@@ -141,6 +141,7 @@ std::unique_ptr<WorkerHandle> start_worker(const std::string& listen, const std:
   options.plain_beyond_loopback = plain_beyond_loopback;
   options.models_dir = std::string(models);
   options.cache_dir = std::string(cache);
+  options.cache_bytes = cache_bytes;
   options.memory_bytes = memory_bytes;
   options.read_bytes_per_s = read_bytes_per_s;
   options.matmul_ops_per_s = matmul_ops_per_s;
@@ -171,8 +172,8 @@ void register_worker(py::module_& m) {
   py::class_<WorkerHandle>(m, "Worker", "A running worker (private: the moesaic worker command).")
       .def(py::init(&start_worker), py::kw_only(), py::arg("listen"), py::arg("advertise"),
            py::arg("key"), py::arg("plain_beyond_loopback"), py::arg("models"), py::arg("cache"),
-           py::arg("memory_bytes"), py::arg("read_bytes_per_s"), py::arg("matmul_ops_per_s"),
-           py::arg("threads"), py::arg("backend"), py::arg("release"),
+           py::arg("cache_bytes") = 0, py::arg("memory_bytes"), py::arg("read_bytes_per_s"),
+           py::arg("matmul_ops_per_s"), py::arg("threads"), py::arg("backend"), py::arg("release"),
            "Listens when it returns. Folders are encoded paths, empty for none.")
       .def_property_readonly("address", &WorkerHandle::address)
       .def_property_readonly("stopped", &WorkerHandle::stopped)

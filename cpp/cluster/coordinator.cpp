@@ -130,7 +130,8 @@ CoordinatorImpl::CoordinatorImpl(const CoordinatorOptions& options) : options_(o
   link_options_.role = wire::Role::kCoordinator;
   link_options_.release = options_.release;
   link_options_.numerics = numerics_digest();
-  store_ = WeightStore::make({.models_dir = "", .cache_dir = options_.cache_dir, .log = {}});
+  store_ = WeightStore::make(
+      {.models_dir = "", .cache_dir = options_.cache_dir, .cache_bytes = 0, .log = {}});
   blobs_ = std::make_unique<BlobServer>(*store_);
   net_ = std::make_unique<net::NetThread>();
 }

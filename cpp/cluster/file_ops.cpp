@@ -67,6 +67,11 @@ std::uint64_t FileOps::free_bytes(const char* folder) {
   return ::statvfs(folder, &info) == 0 ? std::uint64_t{info.f_bavail} * info.f_frsize : 0;
 }
 
+std::uint64_t FileOps::reserve_bytes(const char* folder) {
+  struct statvfs info {};
+  return ::statvfs(folder, &info) == 0 ? std::uint64_t{info.f_blocks} * info.f_frsize / 20 : 0;
+}
+
 std::string FileOps::boot_id() {
   std::ifstream in("/proc/sys/kernel/random/boot_id");
   std::string id;

@@ -49,6 +49,8 @@ class FileOps {
   virtual void flush(int fd, std::uint64_t offset, std::uint64_t n_bytes, bool wait);
   virtual int rename(const char* from, const char* to);
   virtual std::uint64_t free_bytes(const char* folder);  // 0 when it cannot be told
+  // What a cache leaves free for the file system's other users: 5 % of it.
+  virtual std::uint64_t reserve_bytes(const char* folder);
   // Names the run of the kernel since its start: in the same one, what was written is there,
   // whatever has become of the writer. Empty when it cannot be told.
   virtual std::string boot_id();

@@ -40,8 +40,13 @@ bool is_old(const fs::path& path) {
 
 }  // namespace
 
-SliceCache::SliceCache(std::string folder, FileOps& ops, DigestBook& book, Log log)
-    : folder_(std::move(folder)), ops_(ops), book_(book), log_(std::move(log)) {
+SliceCache::SliceCache(std::string folder, std::uint64_t limit_bytes, FileOps& ops,
+                       DigestBook& book, Log log)
+    : folder_(std::move(folder)),
+      limit_bytes_(limit_bytes),
+      ops_(ops),
+      book_(book),
+      log_(std::move(log)) {
   make_folder(folder_);
   clean();
 }
@@ -203,11 +208,27 @@ std::optional<SliceCache::Evictable> SliceCache::evictable(const std::string& fi
   return found;
 }
 
+std::uint64_t SliceCache::room_bytes() const {
+  const auto less = [](std::uint64_t a, std::uint64_t b) { return a > b ? a - b : 0; };
+  const std::uint64_t on_disk =
+      less(ops_.free_bytes(folder_.c_str()), ops_.reserve_bytes(folder_.c_str()));
+  if (limit_bytes_ == 0) return on_disk;
+  std::uint64_t used = 0;
+  std::error_code error;
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder_, error)) {
+    const std::string ending = entry.path().extension().string();
+    if (ending != ".slice" && ending != ".part" && ending != ".bad") continue;
+    const std::uint64_t n_bytes = entry.file_size(error);
+    if (!error) used += n_bytes;
+  }
+  return std::min(on_disk, less(limit_bytes_, used));
+}
+
 bool SliceCache::make_room(const std::string& path, std::uint64_t n_bytes) const {
   std::error_code error;
-  const auto n_free = [&] { return ops_.free_bytes(folder_.c_str()); };
   std::vector<Evictable> all;
-  std::uint64_t sum = n_free();
+  std::uint64_t sum = room_bytes();
+  if (sum >= n_bytes) return true;
   for (const fs::directory_entry& entry : fs::directory_iterator(folder_, error)) {
     const std::string file = entry.path().string();
     const bool is_its_own = file.starts_with(path) && !file.ends_with(".bad");
@@ -222,16 +243,16 @@ bool SliceCache::make_room(const std::string& path, std::uint64_t n_bytes) const
     return std::tie(a.is_slice, a.used) < std::tie(b.is_slice, b.used);
   });
   for (Evictable& one : all) {
-    if (n_free() >= n_bytes) break;
-    log_("cache",
-         strcat("the disk is full: ", one.file, ", ", one.n_bytes >> 20, " MiB, is thrown out"));
+    if (room_bytes() >= n_bytes) break;
+    log_("cache", strcat("no room for another slice: ", one.file, ", ", one.n_bytes >> 20,
+                         " MiB, is thrown out"));
     one.locks.clear();
     fs::remove(one.file, error);
     if (one.file.ends_with(".part")) {
       fs::remove(fs::path(one.file).replace_extension(".journal"), error);
     }
   }
-  return n_free() >= n_bytes;
+  return room_bytes() >= n_bytes;
 }
 
 void SliceCache::set_aside(const std::string& path, const std::string& why) const {

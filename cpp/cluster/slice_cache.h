@@ -27,7 +27,9 @@ class SliceCache {
  public:
   using Log = std::function<void(const std::string& event, const std::string& text)>;
   // Makes the folder when it is not there, and removes what dead processes have left in it.
-  SliceCache(std::string folder, FileOps& ops, DigestBook& book, Log log);
+  // limit_bytes: of all slices in it; 0: what the disk has, less FileOps::reserve_bytes.
+  SliceCache(std::string folder, std::uint64_t limit_bytes, FileOps& ops, DigestBook& book,
+             Log log);
 
   std::string path_of(const wire::Digest& identity, const std::vector<std::string>& tensors) const;
 
@@ -68,7 +70,7 @@ class SliceCache {
   // they are the content's. Null: nothing is here. `path`: the slice that is not to be looked at.
   std::shared_ptr<BlobSource> source(const Content& content, const std::string& name,
                                      const std::string& path) const;
-  // Throws out what nobody uses until n_bytes are free on the disk: what was set aside or half
+  // Throws out what nobody uses until n_bytes may be added to the cache: what was set aside or half
   // fetched, then the slices that were used longest ago; `path` and its temporaries stay. Nothing
   // is thrown out when even all of it would not do. True: there is room.
   bool make_room(const std::string& path, std::uint64_t n_bytes) const;
@@ -82,11 +84,13 @@ class SliceCache {
     std::vector<Fd> locks;  // nobody else has it
   };
   std::optional<Evictable> evictable(const std::string& file) const;
+  std::uint64_t room_bytes() const;  // that may be added
   void clean() const;
   void drop_bad() const;
   void set_aside(const std::string& path, const std::string& why) const;
 
   std::string folder_;
+  std::uint64_t limit_bytes_;
   FileOps& ops_;
   DigestBook& book_;
   Log log_;

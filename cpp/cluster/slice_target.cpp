@@ -104,6 +104,12 @@ bool SliceTarget::prove(std::size_t unit, const wire::Digest& digest, const Canc
 }
 
 void SliceTarget::start_file_with_room(bool is_new) {
+  if (is_new && make_room_ && !make_room_(layout_.file_bytes)) {
+    throw FileError(strcat("[weights] ", path_, ": no room for ", layout_.file_bytes >> 20,
+                           " MiB within the cache's size (--cache-size) and the 5 % of the disk "
+                           "that stay free"),
+                    ENOSPC);
+  }
   try {
     start_file(is_new);
   } catch (const FileError& error) {

@@ -21,7 +21,7 @@ namespace moesaic::cluster {
 class SliceTarget {
  public:
   using Warn = std::function<void(const std::string& text)>;
-  // Asked when the disk is full: true when there is room for n_bytes now.
+  // Asked before room is reserved, and when the disk is full: true when n_bytes may be added now.
   using MakeRoom = std::function<bool(std::uint64_t n_bytes)>;
   // path: of the finished file; empty: memory at once. The caller holds the slice's lock.
   SliceTarget(const SliceLayout& layout, const std::string& path, FileOps& ops, Warn warn,

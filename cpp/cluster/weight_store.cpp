@@ -44,7 +44,7 @@ class Store final : public WeightStore {
         served_(local_, book_, ops, [this](auto& event, auto& text) { log(event, text); }) {
     if (options_.cache_dir.empty()) return;
     try {
-      cache_ = std::make_unique<SliceCache>(options_.cache_dir, ops_, book_,
+      cache_ = std::make_unique<SliceCache>(options_.cache_dir, options_.cache_bytes, ops_, book_,
                                             [this](auto& event, auto& text) { log(event, text); });
     } catch (const IoError& error) {
       log("cache", strcat("no cache: ", error.what()));

@@ -57,6 +57,7 @@ struct OpenedSlice {
 struct StoreOptions {
   std::string models_dir;
   std::string cache_dir;
+  std::uint64_t cache_bytes = 0;  // at most; 0: what the disk has, less a reserve
   std::function<void(const std::string& event, const std::string& text)> log;
   FileOps* ops = nullptr;  // tests make the disk fail; null: the system's
 };

@@ -134,6 +134,7 @@ WorkerImpl::WorkerImpl(WorkerOptions options) : options_(std::move(options)) {
   link_options_.advertise = options_.advertise;
   store_ = WeightStore::make({.models_dir = options_.models_dir,
                               .cache_dir = options_.cache_dir,
+                              .cache_bytes = options_.cache_bytes,
                               .log = [this](const std::string& event, const std::string& text) {
                                 log({event, text, {}});
                               }});

@@ -29,6 +29,7 @@ struct WorkerOptions {
   bool plain_beyond_loopback = false;
   std::string models_dir;          // searched for files by name; empty: none
   std::string cache_dir;           // pulled slices, digests, rates; empty: nothing is kept
+  std::uint64_t cache_bytes = 0;   // of the cache; 0: what the disk has, less 5 % of it
   std::uint64_t memory_bytes = 0;  // that deployments may use; 0: what is free now, less headroom
   int threads = 0;                 // 0: those the process may use
   // Of this machine, for plans; 0: remembered in the cache, or measured when a coordinator asks.

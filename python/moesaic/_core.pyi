@@ -368,6 +368,7 @@ class Worker:
         plain_beyond_loopback: bool,
         models: bytes,
         cache: bytes,
+        cache_bytes: typing.SupportsInt | typing.SupportsIndex = 0,
         memory_bytes: typing.SupportsInt | typing.SupportsIndex,
         read_bytes_per_s: typing.SupportsFloat | typing.SupportsIndex,
         matmul_ops_per_s: typing.SupportsFloat | typing.SupportsIndex,

@@ -196,6 +196,14 @@ def _programs() -> list[Row]:
             Line("libFuzzer: message sequences", group, 20_000_000, "no crash, leak or slow input"),
             "fuzz_wire_messages", 100_000,
         ),
+        FuzzRow(
+            Line("libFuzzer: GGUF files", group, 100_000_000, "no crash, leak or slow input"),
+            "fuzz_gguf_open", 100_000,
+        ),
+        FuzzRow(
+            Line("libFuzzer: session files", group, 20_000_000, "no crash, leak or slow input"),
+            "fuzz_engine_session_file", 100_000,
+        ),
         ProgramRow(
             Line(
                 "malformed frames (plain; half as many under TLS)", group, 1_000_000,

@@ -25,7 +25,7 @@ from moesaic._version import __version__
 from moesaic.cli.terminal import command, human_bytes, plain
 from moesaic.errors import ArgumentError, IoError
 from moesaic.folders import cache_folder, make_private, replaceable
-from moesaic.units import parse_bytes
+from moesaic.units import parse_bytes, parse_memory
 
 _KEY_VARIABLE = "MOESAIC_KEY"
 _LAST_MOMENTS_S = 0.5
@@ -55,6 +55,15 @@ def worker(
         typer.Option(
             "--cache",
             help="Folder for pulled weights and digests.  [default: moesaic in the user's cache]",
+            show_default=False,
+        ),
+    ] = None,
+    cache_size: Annotated[
+        str | None,
+        typer.Option(
+            "--cache-size",
+            help="Most that pulled weights may take of the disk, like 200G; those used longest ago "
+            "go first. 5 % of the disk stay free in any case.  [default: that alone]",
             show_default=False,
         ),
     ] = None,
@@ -135,6 +144,9 @@ def worker(
     known = (0.0, 0.0) if rates is None else parse_rates(rates)
     folder = None if no_cache else make_private(cache or cache_folder())
     memory_bytes = 0 if memory is None else parse_bytes(memory, "--memory", "worker")
+    cache_bytes = 0 if cache_size is None else parse_memory(cache_size, "--cache-size", "worker")
+    if cache_size is not None and cache_bytes <= 0:
+        raise ArgumentError(f"[worker] --cache-size: got {cache_size}, need more than 0")
     free_bytes = _core.available_memory_bytes()
     if memory_bytes > free_bytes:
         text = f"--memory {memory}, but {human_bytes(free_bytes)} are free here now"
@@ -146,6 +158,7 @@ def worker(
         plain_beyond_loopback=plain_beyond_loopback,
         models=os.fsencode(models) if models else b"",
         cache=os.fsencode(folder) if folder else b"",
+        cache_bytes=cache_bytes,
         memory_bytes=memory_bytes,
         read_bytes_per_s=known[0],
         matmul_ops_per_s=known[1],

@@ -108,6 +108,9 @@ class SmallDisk final : public FileOps {
     for (const std::string& name : folder_.names()) used += fs::file_size(folder_ / name);
     return used < size_ ? size_ - used : 0;
   }
+  std::uint64_t reserve_bytes(const char*) override { return reserve; }
+
+  std::uint64_t reserve = 0;
 
  private:
   const Folder& folder_;
@@ -156,6 +159,34 @@ TEST_F(DiskTest, AFullDiskGivesUpWhatNobodyUses) {
   EXPECT_EQ(rig.logged("is thrown out"), 0);
   EXPECT_EQ(rig.logged("kept in memory only"), 1);
   expect_same_weights(*first.file, *whole, layer_tensors(0, 1));
+}
+
+// Pulls leave a share of the disk to others, and keep to the cache's own size.
+TEST_F(DiskTest, PullsStayWithinTheCachesSizeAndLeaveAReserve) {
+  const auto a = source();
+  const auto slice_of = [&](int begin, int end) {
+    OpenSlice slice = request({a});
+    slice.tensors = layer_tensors(begin, end);
+    return slice;
+  };
+  const std::uint64_t one = bytes_of(*whole, layer_tensors(0, 1));
+  for (const bool by_size : {true, false}) {
+    SCOPED_TRACE(by_size ? "size" : "reserve");
+    Folder cache;
+    SmallDisk disk(cache, by_size ? 100 * one : 10 * one);
+    if (!by_size) disk.reserve = 10 * one - (5 * one / 2 + 16384);
+    Rig rig("", cache.str(), &disk, by_size ? 5 * one / 2 + 16384 : 0);
+    EXPECT_EQ(rig.store->open(slice_of(0, 1)).source, "pulled");
+    std::this_thread::sleep_for(20ms);
+    EXPECT_EQ(rig.store->open(slice_of(1, 2)).source, "pulled");
+    std::this_thread::sleep_for(20ms);
+    EXPECT_EQ(rig.logged("is thrown out"), 0);
+    EXPECT_EQ(rig.store->open(slice_of(2, 3)).source, "pulled");
+    EXPECT_EQ(rig.logged("is thrown out"), 1);
+    EXPECT_EQ(rig.store->open(slice_of(0, 3)).source, "pulled, not kept");  // more than it all
+    EXPECT_EQ(rig.logged("kept in memory only"), 1);
+    EXPECT_EQ(rig.logged("--cache-size"), 1);
+  }
 }
 
 }  // namespace

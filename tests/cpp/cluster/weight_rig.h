@@ -295,10 +295,12 @@ struct Rig {
   std::mutex mutex;
   std::unique_ptr<WeightStore> store;
 
-  Rig(const std::string& models, const std::string& cache, FileOps* ops = nullptr) {
+  Rig(const std::string& models, const std::string& cache, FileOps* ops = nullptr,
+      std::uint64_t cache_bytes = 0) {
     StoreOptions options;
     options.models_dir = models;
     options.cache_dir = cache;
+    options.cache_bytes = cache_bytes;
     options.ops = ops;
     options.log = [this](const std::string& event, const std::string& text) {
       const std::lock_guard lock(mutex);

@@ -219,3 +219,16 @@ def test_amounts(text, n_bytes):
 def test_what_is_no_amount(text):
     with pytest.raises(moesaic.ArgumentError, match=r"\[worker\] memory: got"):
         parse_bytes(text, "memory", "worker")
+
+
+@pytest.mark.parametrize("text", ["0", "-1G", "much", "7"])
+def test_a_cache_size_that_is_none_is_refused(tmp_path, text):
+    program = [sys.executable, "-m", "moesaic", "worker", "--listen", "127.0.0.1:0"]
+    ended = subprocess.run(
+        [*program, "--cache", str(tmp_path), f"--cache-size={text}"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode != 0 and "--cache-size" in ended.stderr
