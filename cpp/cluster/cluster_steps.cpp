@@ -13,7 +13,7 @@ using Clock = std::chrono::steady_clock;
 constexpr std::chrono::milliseconds kPoll{25};  // how late a Ctrl-C is heard
 // Beyond a step's own deadline nothing comes, no stage computes, and none says that it is stuck:
 // something was lost on the way. Slow links take long for a large frame.
-constexpr std::chrono::seconds kSilence{120};
+constexpr std::chrono::seconds kSilence{300};
 
 std::int64_t rows_of(const MicroBatch& batch) {
   std::int64_t n = 0;

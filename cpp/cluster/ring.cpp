@@ -276,7 +276,10 @@ void Ring::lose(std::size_t stage, const std::string& why) {
 
 std::uint64_t Ring::units_done() const {
   std::uint64_t sum = 0;
-  for (const auto& member : stages_) sum += member->link->last_pong().units_done;
+  for (const auto& member : stages_) {
+    const wire::Pong pong = member->link->last_pong();
+    sum += pong.units_done + pong.rows_done;
+  }
   return sum;
 }
 
