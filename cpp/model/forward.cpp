@@ -159,13 +159,22 @@ void Forward::run(const ForwardInput& input, const ForwardOutput& output) {
   const LayerContext context{
       backend_, config_, scratch_, kv_, rows, output.captures, options_.deterministic};
   for (std::int64_t layer = slice_.layer_begin; layer < slice_.layer_end; ++layer) {
+    if (layer > slice_.layer_begin) pause(input);
     if (input.cancel != nullptr) input.cancel->check();
     run_layer(context, layer);
   }
-  leave(output, n);
+  leave(input, output, n);
 }
 
-void Forward::leave(const ForwardOutput& output, std::int64_t n) {
+// What a layer needs of the one before is in scratch_ and the cache, both this pass's own.
+void Forward::pause(const ForwardInput& input) {
+  if (!input.between_layers) return;
+  backend_.synchronize();
+  input.between_layers();
+  backend_.set_cancel(input.cancel);  // another pass may have lent its own
+}
+
+void Forward::leave(const ForwardInput& input, const ForwardOutput& output, std::int64_t n) {
   if (!output.hidden.empty()) {
     const Mat hidden = scratch_.plan().hidden.row_range(0, n);
     if (output.hidden.size() != static_cast<std::size_t>(n * config_.d_model)) {
@@ -186,16 +195,17 @@ void Forward::leave(const ForwardOutput& output, std::int64_t n) {
                       normed);
     output.captures->take(backend_, Tap::kFinalNorm, -1, normed);
   }
-  make_logits(output);
+  make_logits(input, output);
   backend_.synchronize();
 }
 
 // Only the rows that want logits pass the final norm and the head, a few at a time.
-void Forward::make_logits(const ForwardOutput& output) {
+void Forward::make_logits(const ForwardInput& input, const ForwardOutput& output) {
   const ScratchPlan& plan = scratch_.plan();
   const auto vocab = static_cast<std::size_t>(config_.vocab);
   std::span<const std::int32_t> left = output.logits_rows;
   while (!left.empty()) {
+    pause(input);
     const auto rows = left.first(std::min(left.size(), static_cast<std::size_t>(plan.logits.rows)));
     left = left.subspan(rows.size());
     const auto n = static_cast<std::int64_t>(rows.size());

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -30,6 +31,9 @@ struct ForwardInput {
   std::span<const float> hidden;         // (n, d_model), when it does not
   std::span<const backend::SequenceRows> sequences;
   const CancelFlag* cancel = nullptr;
+  // Called between two layers, and between pieces of the head, while the backend is idle: the
+  // caller may lend it to another forward pass until this returns.
+  std::function<void()> between_layers{};
 };
 
 struct ForwardOutput {
@@ -60,8 +64,9 @@ class Forward {
   std::int64_t set_rows(const ForwardInput& input);
   void enter(const ForwardInput& input, std::int64_t n);
   void run_layer(const LayerContext& context, std::int64_t layer);
-  void leave(const ForwardOutput& output, std::int64_t n);
-  void make_logits(const ForwardOutput& output);
+  void pause(const ForwardInput& input);
+  void leave(const ForwardInput& input, const ForwardOutput& output, std::int64_t n);
+  void make_logits(const ForwardInput& input, const ForwardOutput& output);
 
   backend::Backend& backend_;
   const Config& config_;
