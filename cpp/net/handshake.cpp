@@ -53,10 +53,12 @@ std::string versions(std::uint8_t major, std::uint8_t minor, const std::string& 
 
 void check_version(std::uint8_t major, std::uint8_t minor, const std::string& release,
                    const LinkOptions& options) {
-  if (major == wire::kVersionMajor) return;
+  if (major == wire::kVersionMajor && minor >= wire::kOldestMinor) return;
   fail<wire::VersionError>("it runs ", versions(major, minor, release), ", this side ",
                            versions(wire::kVersionMajor, wire::kVersionMinor, options.release),
-                           ": install the newer one on both");
+                           ", which speaks ", int{wire::kVersionMajor}, ".",
+                           int{wire::kOldestMinor}, " to ", int{wire::kVersionMajor}, ".",
+                           int{wire::kVersionMinor}, ": install the newer one on both");
 }
 
 [[noreturn]] void refused_by_peer(const wire::GoAway& reason) {

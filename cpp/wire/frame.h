@@ -14,7 +14,10 @@ namespace moesaic::wire {
 
 inline constexpr std::uint32_t kMagic = 0x3143534DU;  // "MSC1"
 inline constexpr std::uint8_t kVersionMajor = 1;      // must be the same on both sides
-inline constexpr std::uint8_t kVersionMinor = 0;      // the lower of both is spoken
+// The lower of both sides' minors is spoken: what a minor adds is sent only to peers that have it.
+// Minors below the oldest are refused by name. How releases are upgraded: docs/cluster.md.
+inline constexpr std::uint8_t kVersionMinor = 1;
+inline constexpr std::uint8_t kOldestMinor = 1;
 
 enum class MessageType : std::uint16_t {
   kHello = 1,

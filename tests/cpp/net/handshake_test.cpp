@@ -359,22 +359,67 @@ TEST_F(Handshake, AnotherVersionIsToldBothVersions) {
   const auto* reason = std::get_if<wire::GoAway>(&frame->message);
   ASSERT_NE(reason, nullptr);
   EXPECT_EQ(reason->reason, wire::Reason::kVersion);
-  EXPECT_NE(reason->text.find("9.0"), std::string::npos) << reason->text;
-  EXPECT_NE(reason->text.find("1.0"), std::string::npos) << reason->text;
+  const std::string ours = strcat(int{wire::kVersionMajor}, ".", int{wire::kVersionMinor});
+  EXPECT_NE(reason->text.find("9."), std::string::npos) << reason->text;
+  EXPECT_NE(reason->text.find(ours), std::string::npos) << reason->text;
   EXPECT_TRUE(other.sees_end());
 
   const std::string text = dial_a_server_that(
       [](RawPeer& peer) {
         peer.receive_frame();
         wire::Welcome welcome;
-        welcome.version_major = 2;
+        welcome.version_major = 77;
+        welcome.version_minor = 0;
         welcome.release = "3.1";
         peer.send(frame_of(welcome, 0));
         peer.sees_end();
       },
       net, patient());
-  EXPECT_NE(text.find("Moesaic 3.1 (protocol 2.0)"), std::string::npos) << text;
-  EXPECT_NE(text.find("0.1.0-test (protocol 1.0)"), std::string::npos) << text;
+  EXPECT_NE(text.find("Moesaic 3.1 (protocol 77.0)"), std::string::npos) << text;
+  EXPECT_NE(text.find("0.1.0-test (protocol " + ours + ")"), std::string::npos) << text;
+}
+
+TEST_F(Handshake, AnOlderMinorIsRefusedByNameAndANewerOneSpeaksOurs) {
+  static_assert(wire::kOldestMinor > 0 && wire::kOldestMinor <= wire::kVersionMinor);
+  const auto hello_of = [](std::uint8_t minor) {
+    wire::Hello hello;
+    hello.version_minor = minor;
+    hello.release = "0.0.9";
+    return frame_of(hello, 0);
+  };
+  Server server(net, patient());
+  RawPeer older(server.address());
+  older.send(hello_of(wire::kOldestMinor - 1));
+  const auto frame = older.receive_frame();
+  ASSERT_TRUE(frame.has_value());
+  const auto* reason = std::get_if<wire::GoAway>(&frame->message);
+  ASSERT_NE(reason, nullptr);
+  EXPECT_EQ(reason->reason, wire::Reason::kVersion);
+  for (const std::string& part :
+       {strcat("Moesaic 0.0.9 (protocol ", int{wire::kVersionMajor}, ".", wire::kOldestMinor - 1,
+               ")"),
+        strcat("which speaks ", int{wire::kVersionMajor}, ".", int{wire::kOldestMinor})}) {
+    EXPECT_NE(reason->text.find(part), std::string::npos) << reason->text;
+  }
+  EXPECT_EQ(server.n_sessions(), 0U);
+
+  RawPeer newer(server.address());
+  newer.send(hello_of(wire::kVersionMinor + 5));
+  ASSERT_TRUE(eventually([&] { return server.n_sessions() == 1; }));
+  EXPECT_EQ(server.session(0)->link->peer().version_minor, wire::kVersionMinor);
+
+  const std::string text = dial_a_server_that(
+      [](RawPeer& peer) {
+        peer.receive_frame();
+        wire::Welcome welcome;
+        welcome.version_minor = wire::kOldestMinor - 1;
+        welcome.release = "0.0.8";
+        peer.send(frame_of(welcome, 0));
+        peer.sees_end();
+      },
+      net, patient());
+  EXPECT_NE(text.find("Moesaic 0.0.8"), std::string::npos) << text;
+  EXPECT_NE(text.find("install the newer one on both"), std::string::npos) << text;
 }
 
 TEST_F(Handshake, WithoutAKeyOnlyThisMachine) {
