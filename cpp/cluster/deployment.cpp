@@ -2,8 +2,11 @@
 #include "cluster/deployment.h"
 
 #include <algorithm>
+#include <limits>
+#include <new>
 #include <utility>
 
+#include "base/failpoint.h"
 #include "base/thread_name.h"
 #include "cluster/step_messages.h"
 
@@ -11,10 +14,14 @@ namespace moesaic::cluster {
 namespace {
 
 using Clock = std::chrono::steady_clock;
+using failpoint::Site;
 // Steps of so few rows are decode's: hidden rows that a socket takes at once.
 constexpr std::int64_t kFewRows = 8;
 // Work that took longer last time is for a net thread that serves meanwhile.
 constexpr std::chrono::milliseconds kLittle{15};
+// Frames that wait for the stage. Coordinators keep a few micro-batches under way, and some frame
+// for each sequence that is closed; a peer that sends more than this has lost its mind.
+constexpr std::size_t kMostTasks = std::size_t{1} << 18U;
 
 bool has_few_rows(const wire::Message& message) {
   if (std::holds_alternative<wire::Tokens>(message)) return true;
@@ -39,6 +46,7 @@ Deployment::Deployment(DeploymentHost& host, std::uint64_t epoch, wire::Load loa
       thread_([this] {
         name_this_thread("moesaic-stage");
         main();
+        has_ended_ = true;
       }) {}
 
 Deployment::~Deployment() { stop(); }
@@ -68,6 +76,13 @@ void Deployment::stop() {
   }
 }
 
+void Deployment::free() {
+  stage_.reset();
+  const std::scoped_lock lock(mutex_);
+  tasks_.clear();
+  held_.reset();
+}
+
 std::shared_ptr<const HeldSlice> Deployment::held() const {
   const std::scoped_lock lock(mutex_);
   return held_;
@@ -78,13 +93,48 @@ net::Counters Deployment::successor_counters() const {
   return successor_ ? successor_->counters() : net::Counters{};
 }
 
+std::string Deployment::failure() const {
+  const std::scoped_lock lock(mutex_);
+  return failure_;
+}
+
 wire::Pong Deployment::progress() const {
   wire::Pong pong;
   pong.steps_done = steps_done_;
   pong.rows_done = rows_done_;
   pong.bytes_loaded = bytes_loaded_;
+  pong.units_done = units_done_;
+  const Phase phase = phase_;
+  Clock::duration still{};
+  switch (phase) {
+    case Phase::kLoading:
+    case Phase::kSending:
+      break;
+    case Phase::kIdle:
+    case Phase::kTask: {
+      const std::scoped_lock lock(mutex_);
+      if (phase == Phase::kTask || !tasks_.empty()) {
+        still = Clock::now().time_since_epoch() - Clock::duration(moved_at_.load());
+      }
+      break;
+    }
+    case Phase::kWaiting:
+    case Phase::kComputing:
+      still = host_.turns().still_for();
+      break;
+  }
+  using std::chrono::milliseconds;
+  const auto ms = std::chrono::duration_cast<milliseconds>(still).count();
+  pong.stalled_ms = static_cast<std::uint32_t>(
+      std::clamp<std::int64_t>(ms, 0, std::numeric_limits<std::int32_t>::max()));
   const std::uint64_t step = step_now_;
-  pong.activity = !ready_ ? "loading" : step != 0 ? strcat("step ", step) : "idle";
+  pong.activity = !ready_                    ? "loading"
+                  : phase == Phase::kWaiting ? strcat("step ", step, " waits for its turn")
+                  : step != 0                ? strcat("step ", step)
+                                             : "idle";
+  if (pong.stalled_ms >= 1000) {
+    pong.activity += strcat(", without progress for ", pong.stalled_ms / 1000, " s");
+  }
   return pong;
 }
 
@@ -122,8 +172,14 @@ void Deployment::take(const net::Connection* from, net::Incoming&& in) {
 }
 
 void Deployment::put(net::Incoming&& task) {
+  failpoint::pass(Site::kTaskQueued);
   {
     const std::scoped_lock lock(mutex_);
+    if (tasks_.size() >= kMostTasks) {
+      fail<ProtocolError>("[cluster] ", wire::type_name(task.header.type), ": ", tasks_.size(),
+                          " frames wait for this stage already, which is the most it takes");
+    }
+    if (tasks_.empty() && phase_ == Phase::kIdle) moved();
     tasks_.push_back(std::move(task));
   }
   wake_.notify_one();
@@ -184,35 +240,48 @@ void Deployment::fail_link(const std::exception_ptr& why, std::size_t stage) {
 
 // --- the deployment's thread
 
-template <typename M>
-void Deployment::pass_on(const M& message, std::vector<std::uint8_t> payload) {
-  std::shared_ptr<net::Connection> link;
-  {
-    const std::scoped_lock lock(mutex_);
-    link = successor_;
-  }
-  const std::size_t next = (load_.stage + 1) % load_.stages.size();
-  if (!link) fail<ProtocolError>("[cluster] work came before the ring was joined");
-  try {
-    link->send(message, std::move(payload), epoch_);
-    seat_.flush();  // not behind what is still to be done here
-  } catch (const Error&) {
-    fail_link(std::current_exception(), next);
-  }
-}
-
-void Deployment::main() {
+void Deployment::main() noexcept {
+  std::exception_ptr why;
   try {
     load();
     serve();
   } catch (...) {
-    if (stopping_) return;
-    const std::exception_ptr error = std::current_exception();
-    const wire::ErrorReply reply = error_reply(load_.request, error);
-    host_.log({"failed", strcat("deployment of ", load_.name, ": ", reply.text), {}});
+    why = std::current_exception();
+  }
+  if (why && !stopping_) end_with(why);
+}
+
+// What fails while it loads is the answer to the Load, and the coordinator closes the link. What
+// fails later is the loss of this stage: for all that use it, by the message and, should that not
+// get through, by the end of the link.
+void Deployment::end_with(const std::exception_ptr& why) noexcept {
+  const bool was_ready = ready_;
+  bool told = false;
+  try {
+    wire::ErrorReply reply = error_reply(load_.request, why);
+    if (was_ready) {
+      reply.request = 0;
+      reply.kind = wire::ErrorKind::kWorkerLost;
+      reply.stage = load_.stage;
+    }
+    {
+      const std::scoped_lock lock(mutex_);
+      failure_ = reply.text;
+    }
+    host_.log({"failed",
+               strcat("deployment of ", net::printable(load_.name), ": ", reply.text),
+               {{"model", net::printable(load_.name)}}});
+    coordinator_->send(reply, {}, epoch_);
+    told = true;
+  } catch (...) {
+    // The end of the link says it.
+  }
+  for (int i = 0; (was_ready || !told) && i < 10; ++i) {
     try {
-      tell_coordinator(reply);
-    } catch (const Error&) {  // it is gone
+      coordinator_->go_away(wire::Reason::kShutdown, failure());
+      return;
+    } catch (...) {  // no memory for the goodbye: some comes free
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));
     }
   }
 }
@@ -232,11 +301,15 @@ void Deployment::serve() {
       if (stopping_) return;
       task = std::move(tasks_.front());
       tasks_.pop_front();
+      moved();
     }
+    const InPhase busy(*this, Phase::kTask);
+    failpoint::pass(Site::kTaskBegin);
     const bool few = has_few_rows(task.message);
     if (!few || few_took_ > kLittle) seat_.leave();
     const auto begin = Clock::now();
     process(task);
+    ++units_done_;
     seat_.flush();
     if (few) few_took_ = Clock::now() - begin;
     n_sequences_ = stage_->n_sequences();
@@ -251,14 +324,13 @@ void Deployment::process(net::Incoming& task) {
   } else if (const auto* join = std::get_if<wire::Join>(&task.message)) {
     join_ring(*join);
   } else if (const auto* op = std::get_if<wire::KvOp>(&task.message)) {
-    try {
-      if (op->kind == wire::KvOpKind::kRead) {
-        read_rows(*op);
-      } else {
+    if (op->kind == wire::KvOpKind::kRead) {
+      read_rows(*op);
+    } else {
+      answering(op->request, [&] {
+        failpoint::pass(Site::kKvOp);
         stage_->apply(*op);
-      }
-    } catch (const Error&) {
-      tell_coordinator(error_reply(op->request, std::current_exception()));
+      });
     }
     if (!is_last()) {
       pass_on(*op);
@@ -267,15 +339,46 @@ void Deployment::process(net::Incoming& task) {
           wire::KvRows{.request = op->request, .sequence = op->sequence, .last = true});
     }
   } else if (const auto* rows = std::get_if<wire::KvRows>(&task.message)) {
-    try {
+    const bool is_done = answering(rows->request, [&] {
+      failpoint::pass(Site::kKvRestore);
       stage_->restore(*rows, task.payload);
-      if (rows->last) {
-        tell_coordinator(
-            wire::KvRows{.request = rows->request, .sequence = rows->sequence, .last = true});
-      }
-    } catch (const Error&) {
-      tell_coordinator(error_reply(rows->request, std::current_exception()));
+    });
+    if (is_done && rows->last) {
+      tell_coordinator(
+          wire::KvRows{.request = rows->request, .sequence = rows->sequence, .last = true});
     }
+  }
+}
+
+// What is wrong with one request, or what there is too little memory for just now. All else (a disk
+// that does not give the weights, a device that fails, a mistake of ours) would fail the next
+// request as well.
+bool Deployment::is_of_request(const std::exception_ptr& why) {
+  try {
+    std::rethrow_exception(why);
+  } catch (const ArgumentError&) {
+    return true;
+  } catch (const ProtocolError&) {
+    return true;
+  } catch (const OutOfMemoryError&) {
+    return true;
+  } catch (const std::bad_alloc&) {
+    return true;
+  } catch (...) {
+    return false;
+  }
+}
+
+// Runs what a request asks of the stage. False: it failed, and the coordinator has been told. What
+// answers no request, or leaves nothing to go on with, ends the deployment: it is thrown on.
+bool Deployment::answering(std::uint64_t request, const std::function<void()>& work) {
+  try {
+    work();
+    return true;
+  } catch (...) {
+    if (request == 0 || !is_of_request(std::current_exception())) throw;
+    tell_coordinator(error_reply(request, std::current_exception()));
+    return false;
   }
 }
 
@@ -285,6 +388,7 @@ void Deployment::join_ring(const wire::Join& join) {
     fail<ProtocolError>("[cluster] Join: stage ", join.from_stage, " to ", join.to_stage,
                         " is not what this deployment says");
   }
+  failpoint::pass(Site::kJoinRing);
   const std::string& address = load_.stages[join.to_stage].address;
   auto link =
       net::dial(host_.net(), host_.link_options(), address, net::milliseconds(5000), &stop_flag_);
@@ -303,212 +407,6 @@ void Deployment::join_ring(const wire::Join& join) {
                              raw](std::exception_ptr why) { host.link_lost(epoch, raw, why); },
                .progress = {}});
   link->send(join, {}, epoch_);
-}
-
-void Deployment::run(wire::Run run, std::span<const std::uint8_t> payload) {
-  CancelFlag flag;
-  {
-    const std::scoped_lock lock(mutex_);
-    if (run.step <= cancelled_through_) {
-      ahead_.erase(run.step);
-      return;
-    }
-    running_step_ = run.step;
-    running_flag_ = &flag;
-    if (stopping_) flag.set();
-  }
-  struct Forget {  // before the flag goes
-    Deployment& deployment;
-    ~Forget() {
-      const std::scoped_lock lock(deployment.mutex_);
-      deployment.running_flag_ = nullptr;
-      deployment.step_now_ = 0;
-    }
-  };
-  StageOutput output;
-  try {
-    const Forget forget{*this};
-    const std::scoped_lock turn(host_.compute());
-    step_now_ = run.step;
-    stage_->held().check_files();  // before, and after: what was changed meanwhile gave the rows
-    output = stage_->run(run, payload, &flag);
-    stage_->held().check_files();
-  } catch (const CancelledError&) {
-    ahead_.erase(run.step);
-    return;
-  } catch (const std::exception&) {
-    ahead_.erase(run.step);
-    tell_coordinator(error_reply(run.step, std::current_exception()));
-    return;
-  }
-  ++steps_done_;
-  std::uint64_t cancelled = 0;
-  {
-    const std::scoped_lock lock(mutex_);
-    cancelled = cancelled_through_;
-  }
-  std::erase_if(ahead_, [cancelled](const auto& each) { return each.first <= cancelled; });
-  if (is_first() && run.index == 0 &&
-      std::any_of(run.sequences.begin(), run.sequences.end(),
-                  [](const auto& sequence) { return sequence.decode_ahead > 0; })) {
-    ahead_[run.step] = run;
-  }
-  for (const wire::RunSequence& sequence : run.sequences) rows_done_ += sequence.n_rows;
-  if (is_last()) {
-    finish_run(run, output.results);
-  } else {
-    pass_on(run, pack_hidden(output.hidden, load_.hidden));
-  }
-  send_captures(run, output.results);
-}
-
-// Tokens go to the first stage before anything else: the next step waits for them.
-void Deployment::finish_run(const wire::Run& run,
-                            const std::vector<model::SequenceResult>& results) {
-  std::vector<bool> alive(results.size(), false);
-  wire::Tokens next{run.step, run.index + 1, {}};
-  for (std::size_t i = 0; i < results.size(); ++i) {
-    const wire::RunSequence& sequence = run.sequences[i];
-    const auto& stops = sequence.stop_tokens;
-    const auto& sampled = results[i].sampled;
-    alive[i] = sampled && sequence.decode_ahead > 0 &&
-               std::find(stops.begin(), stops.end(), sampled->token) == stops.end();
-    next.tokens.push_back(alive[i] ? sampled->token : -1);
-  }
-  const bool goes_on = std::find(alive.begin(), alive.end(), true) != alive.end();
-  if (goes_on && !is_first()) pass_on(next);
-  send_result(run, results, alive);
-  if (goes_on && is_first()) {
-    net::Incoming task;
-    task.message = std::move(next);
-    put(std::move(task));
-  }
-}
-
-void Deployment::send_result(const wire::Run& run,
-                             const std::vector<model::SequenceResult>& results,
-                             const std::vector<bool>& alive) {
-  wire::Result message;
-  message.step = run.step;
-  message.index = run.index;
-  message.last = false;
-  message.sequences.resize(results.size());
-  std::vector<std::uint8_t> payload;
-  const auto flush = [&] {
-    tell_coordinator(message, std::move(payload));
-    payload.clear();
-    for (wire::ResultSequence& sequence : message.sequences) {
-      sequence.logits_row += sequence.n_logits_rows;
-      sequence.n_logits_rows = 0;
-    }
-  };
-  const auto vocab = static_cast<std::size_t>(stage_->held().model.config.vocab);
-  const std::size_t row_bytes = vocab * sizeof(float);
-  for (std::size_t i = 0; i < results.size(); ++i) {
-    const std::span<const float> logits(results[i].logits);
-    for (std::size_t row = 0; row * vocab < logits.size(); ++row) {
-      if (!payload.empty() && payload.size() + row_bytes > payload_limit_) flush();
-      const std::vector<std::uint8_t> bytes = pack(logits.subspan(row * vocab, vocab));
-      payload.insert(payload.end(), bytes.begin(), bytes.end());
-      ++message.sequences[i].n_logits_rows;
-    }
-  }
-  for (std::size_t i = 0; i < results.size(); ++i) {
-    wire::ResultSequence& sequence = message.sequences[i];
-    for (const model::TargetResult& target : results[i].targets) {
-      sequence.targets.push_back({target.logprob, target.is_greedy});
-    }
-    if (results[i].sampled) sequence.sampled = to_wire(*results[i].sampled);
-    sequence.alive = alive[i];
-  }
-  message.last = true;
-  tell_coordinator(message, std::move(payload));
-}
-
-void Deployment::send_captures(const wire::Run& run,
-                               const std::vector<model::SequenceResult>& results) {
-  for (std::size_t i = 0; i < results.size(); ++i) {
-    for (const model::Captured& captured : results[i].captures) {
-      const std::int64_t n_cols = captured.n_cols;
-      const std::int64_t rows_at_once =
-          std::max<std::int64_t>(1, payload_limit_ / (4 * std::max<std::int64_t>(n_cols, 1)));
-      for (std::int64_t row = 0; row < captured.n_rows; row += rows_at_once) {
-        const std::int64_t n = std::min(rows_at_once, captured.n_rows - row);
-        wire::Capture message;
-        message.step = run.step;
-        message.index = run.index;
-        message.sequence = static_cast<std::uint32_t>(i);
-        message.name = captured.name;
-        message.row = static_cast<std::uint32_t>(row);
-        message.n_rows = static_cast<std::uint32_t>(n);
-        message.n_cols = static_cast<std::uint32_t>(n_cols);
-        message.ids = !captured.ids.empty();
-        const auto from = static_cast<std::size_t>(row * n_cols);
-        const auto count = static_cast<std::size_t>(n * n_cols);
-        tell_coordinator(message, message.ids
-                                      ? pack(std::span(captured.ids).subspan(from, count))
-                                      : pack(std::span(captured.values).subspan(from, count)));
-      }
-    }
-  }
-}
-
-// At the first stage: the sampled tokens come round, and each is the next row of its sequence.
-void Deployment::run_ahead(const wire::Tokens& tokens) {
-  const auto found = ahead_.find(tokens.step);
-  if (found == ahead_.end()) return;  // cancelled meanwhile
-  wire::Run& before = found->second;
-  if (tokens.tokens.size() != before.sequences.size() || tokens.index != before.index + 1) {
-    fail<ProtocolError>("[cluster] Tokens: got ", tokens.tokens.size(), " at index ", tokens.index,
-                        ", need ", before.sequences.size(), " at index ", before.index + 1);
-  }
-  wire::Run next;
-  next.step = before.step;
-  next.index = tokens.index;
-  std::vector<std::int32_t> rows;
-  bool goes_on = false;
-  for (std::size_t i = 0; i < tokens.tokens.size(); ++i) {
-    if (tokens.tokens[i] < 0) continue;
-    wire::RunSequence sequence = std::move(before.sequences[i]);
-    sequence.start += sequence.n_rows;
-    sequence.n_rows = 1;
-    sequence.logits = 0;
-    sequence.targets.clear();
-    if (sequence.decode_ahead == 0 || !sequence.sampler) {
-      fail<ProtocolError>("[cluster] Tokens: sequence ", sequence.sequence, " has ended");
-    }
-    --sequence.decode_ahead;
-    goes_on = goes_on || sequence.decode_ahead > 0;
-    sequence.history.push_back(tokens.tokens[i]);
-    keep_looked_back(from_wire(*sequence.sampler), sequence.history);
-    rows.push_back(tokens.tokens[i]);
-    next.sequences.push_back(std::move(sequence));
-  }
-  if (rows.empty()) fail<ProtocolError>("[cluster] Tokens: all sequences have ended");
-  if (goes_on) {
-    before = next;
-  } else {
-    ahead_.erase(found);
-  }
-  run(std::move(next), pack(std::span<const std::int32_t>(rows)));
-}
-
-void Deployment::read_rows(const wire::KvOp& op) {
-  const model::Slice& slice = stage_->held().key.slice;
-  const auto at_once =
-      std::max<std::int64_t>(1, payload_limit_ / static_cast<std::int64_t>(stage_->kv_row_bytes()));
-  for (std::int64_t layer = slice.layer_begin; layer < slice.layer_end; ++layer) {
-    for (std::int64_t begin = 0; begin < op.n_tokens; begin += at_once) {
-      const std::int64_t end = std::min(op.n_tokens, begin + at_once);
-      wire::KvRows rows;
-      rows.request = op.request;
-      rows.sequence = op.sequence;
-      rows.layer = static_cast<std::uint32_t>(layer);
-      rows.token_begin = begin;
-      rows.token_end = end;
-      tell_coordinator(rows, stage_->read(op.sequence, layer, begin, end));
-    }
-  }
 }
 
 }  // namespace moesaic::cluster

@@ -9,6 +9,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -18,8 +19,10 @@
 #include <variant>
 
 #include "base/cancel.h"
+#include "base/failpoint.h"
 #include "cluster/held_slices.h"
 #include "cluster/stage.h"
+#include "cluster/turns.h"
 #include "cluster/weight_store.h"
 #include "cluster/worker.h"
 #include "net/connection.h"
@@ -35,11 +38,15 @@ class DeploymentHost {
   virtual const WorkerOptions& options() const = 0;
   virtual WeightStore& store() = 0;
   virtual HeldSlices& held() = 0;
-  virtual std::mutex& compute() = 0;  // held while a micro-batch runs
+  virtual Turns& turns() = 0;         // at the machine's cores
   virtual std::mutex& loading() = 0;  // held while weights are loaded
   virtual std::uint64_t memory_bytes() const = 0;
-  // KV cache and scratch of all deployments but `except`.
-  virtual std::uint64_t working_bytes(std::uint64_t except_epoch) const = 0;
+  // Held while memory is counted and taken, so that two deployments do not take the same.
+  virtual std::mutex& memory() = 0;
+  // KV cache, scratch and weights under way of all deployments but `except`, those included whose
+  // end is not over yet.
+  virtual std::uint64_t taken_bytes(std::uint64_t except_epoch) const = 0;
+  virtual bool frees_memory() const = 0;  // some deployment is ending
   virtual void log(LogEvent event) = 0;
   // A link that a deployment has dialled is closed: hands it to that deployment's link_lost().
   virtual void link_lost(std::uint64_t epoch, const net::Connection* link,
@@ -56,10 +63,14 @@ class Deployment {
 
   std::uint64_t epoch() const { return epoch_; }
   const net::Connection* coordinator() const { return coordinator_.get(); }
-  std::uint64_t working_bytes() const { return working_bytes_; }
+  // KV cache and scratch, and weights that are being loaded and not held yet.
+  std::uint64_t taken_bytes() const { return working_bytes_ + arriving_bytes_; }
   std::int64_t n_sequences() const { return n_sequences_; }
   std::shared_ptr<const HeldSlice> held() const;  // null before it is loaded
   bool loading() const { return !ready_ && !stopping_; }
+  const std::string& name() const { return load_.name; }
+  std::string failure() const;                   // why it ended by itself; empty: it has not
+  bool has_ended() const { return has_ended_; }  // stop() does not wait any more
 
   // --- on the net thread
   // A frame of the coordinator or of the predecessor in the ring. Throws ProtocolError for what
@@ -74,9 +85,32 @@ class Deployment {
   // Ends the work and the thread; any thread but its own and the net's.
   void stop();
   void ask_to_stop();  // returns at once; any thread
+  void free();         // after stop(): the cache and the share in the weights
 
  private:
-  void main();
+  // What the thread is at; what its silence means differs.
+  enum class Phase : std::uint8_t { kLoading, kIdle, kTask, kWaiting, kComputing, kSending };
+  class InPhase {
+   public:
+    InPhase(Deployment& deployment, Phase phase)
+        : deployment_(deployment), before_(deployment.phase_.exchange(phase)) {}
+    ~InPhase() {
+      deployment_.moved();
+      deployment_.phase_ = before_;
+    }
+    InPhase(const InPhase&) = delete;
+    InPhase& operator=(const InPhase&) = delete;
+
+   private:
+    Deployment& deployment_;
+    const Phase before_;
+  };
+
+  void main() noexcept;
+  void end_with(const std::exception_ptr& why) noexcept;
+  static bool is_of_request(const std::exception_ptr& why);
+  void moved() { moved_at_ = std::chrono::steady_clock::now().time_since_epoch().count(); }
+  bool answering(std::uint64_t request, const std::function<void()>& work);
   void load();
   std::shared_ptr<HeldSlice> obtain(const SliceKey& key, const model::LoadOptions& options,
                                     std::uint64_t& bytes_read);
@@ -95,6 +129,9 @@ class Deployment {
   // OutOfMemoryError.
   model::LoadOptions reserve(const HeldSlice& slice, model::LoadOptions options);
   void report(std::uint64_t done, std::uint64_t total, const char* what);
+  // While it waits for others: the coordinator hears so about once a second.
+  void report_waiting(const char* what);
+  void wait_for_turn();  // is called while the turn is another's; throws DeadlineError
   void serve();
   bool has_work() const;  // or is to end
   void process(net::Incoming& task);
@@ -112,6 +149,8 @@ class Deployment {
   bool is_last() const { return load_.stage + 1 == load_.stages.size(); }
   template <typename M>
   void tell_coordinator(const M& message, std::vector<std::uint8_t> payload = {}) {
+    failpoint::pass(failpoint::Site::kTellCoordinator);
+    const InPhase sending(*this, phase_ == Phase::kLoading ? Phase::kLoading : Phase::kSending);
     coordinator_->send(message, std::move(payload), epoch_);
   }
   template <typename M>
@@ -125,12 +164,18 @@ class Deployment {
 
   std::atomic<bool> ready_{false};
   std::atomic<bool> stopping_{false};
+  std::atomic<bool> has_ended_{false};
+  std::atomic<Phase> phase_{Phase::kLoading};
   std::atomic<std::uint64_t> working_bytes_{0};
+  std::atomic<std::uint64_t> arriving_bytes_{0};
   std::atomic<std::int64_t> n_sequences_{0};
   std::atomic<std::uint64_t> steps_done_{0};
   std::atomic<std::uint64_t> rows_done_{0};
   std::atomic<std::uint64_t> bytes_loaded_{0};
   std::atomic<std::uint64_t> step_now_{0};
+  std::atomic<std::uint64_t> units_done_{0};
+  // When the thread began what it is at, or its first task came.
+  std::atomic<std::chrono::steady_clock::rep> moved_at_{0};
   CancelFlag stop_flag_;
 
   mutable std::mutex mutex_;
@@ -142,6 +187,7 @@ class Deployment {
   std::uint64_t running_step_ = 0;                // guarded by mutex_; 0: none
   CancelFlag* running_flag_ = nullptr;            // guarded by mutex_
   std::shared_ptr<HeldSlice> held_;               // guarded by mutex_
+  std::string failure_;                           // guarded by mutex_
 
   // The deployment's thread only:
   net::NetSeat seat_;
@@ -153,5 +199,24 @@ class Deployment {
 
   std::thread thread_;  // last
 };
+
+template <typename M>
+void Deployment::pass_on(const M& message, std::vector<std::uint8_t> payload) {
+  std::shared_ptr<net::Connection> link;
+  {
+    const std::scoped_lock lock(mutex_);
+    link = successor_;
+  }
+  const std::size_t next = (load_.stage + 1) % load_.stages.size();
+  if (!link) fail<ProtocolError>("[cluster] work came before the ring was joined");
+  failpoint::pass(failpoint::Site::kPassOn);
+  const InPhase sending(*this, Phase::kSending);
+  try {
+    link->send(message, std::move(payload), epoch_);
+    seat_.flush();  // not behind what is still to be done here
+  } catch (const Error&) {
+    fail_link(std::current_exception(), next);
+  }
+}
 
 }  // namespace moesaic::cluster

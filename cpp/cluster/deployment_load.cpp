@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/aligned_buffer.h"
+#include "base/failpoint.h"
 #include "cluster/blob_source.h"
 #include "cluster/deployment.h"
 #include "cluster/step_messages.h"
@@ -10,6 +11,14 @@
 
 namespace moesaic::cluster {
 namespace {
+
+using failpoint::Site;
+
+constexpr std::chrono::seconds kSayAgain{1};
+// Deployments whose coordinator is gone end within a layer, unless their thread stands still.
+constexpr std::chrono::seconds kFreeingPatience{10};
+// No layer takes so long, from the slowest disk: whoever has the turn will not give it back.
+constexpr std::chrono::minutes kStuck{10};
 
 backend::KvType kv_type_from_wire(std::uint8_t value) {
   if (value > static_cast<std::uint8_t>(backend::KvType::kQ8_0)) {
@@ -58,6 +67,7 @@ model::Slice slice_of(const wire::Load& load) {
 void Deployment::report(std::uint64_t done, std::uint64_t total, const char* what) {
   const auto now = std::chrono::steady_clock::now();
   bytes_loaded_ = done;
+  ++units_done_;
   if (now - reported_ < std::chrono::milliseconds(50) && done != total) return;
   reported_ = now;
   tell_coordinator(wire::LoadProgress{load_.request, done, total, what});
@@ -77,19 +87,29 @@ std::vector<std::shared_ptr<BlobSource>> Deployment::sources() const {
   return sources;
 }
 
+void Deployment::report_waiting(const char* what) {
+  const auto now = std::chrono::steady_clock::now();
+  if (now - reported_ < kSayAgain) return;
+  reported_ = now;
+  tell_coordinator(wire::LoadProgress{load_.request, 0, 1, what});
+}
+
 std::uint64_t Deployment::weights_to_load(const model::MemoryNeed& need,
                                           const SliceKey& key) const {
   return host_.held().find(key) != nullptr ? 0 : need.weights_bytes + need.derived_bytes;
 }
 
 bool Deployment::take_memory(const model::MemoryNeed& need, const SliceKey& key, bool evict) {
+  const std::scoped_lock lock(host_.memory());
   const std::uint64_t all = host_.memory_bytes();
   const std::uint64_t working = need.kv_bytes + need.scratch_bytes;
-  const std::uint64_t taken = working + host_.working_bytes(epoch_) + weights_to_load(need, key);
+  const std::uint64_t weights = weights_to_load(need, key);
+  const std::uint64_t taken = working + host_.taken_bytes(epoch_) + weights;
   const std::uint64_t left =
       evict ? host_.held().shrink(all > taken ? all - taken : 0, key) : host_.held().n_bytes();
   if (taken + left > all) return false;
   working_bytes_ = working;
+  arriving_bytes_ = weights;
   return true;
 }
 
@@ -102,11 +122,20 @@ model::LoadOptions Deployment::reserve(const HeldSlice& slice, model::LoadOption
   if (take_memory(need_now(), key, false)) return options;
   options.kept_tokens = 0;
   const model::MemoryNeed need = need_now();
-  if (take_memory(need, key, true)) return options;
+  // What a coordinator that has just gone had here is on its way out.
+  const auto give_up = std::chrono::steady_clock::now() + kFreeingPatience;
+  while (true) {
+    const bool frees = host_.frees_memory();  // asked first: what ends in between is seen
+    if (take_memory(need, key, true)) return options;
+    if (!frees || std::chrono::steady_clock::now() > give_up) break;
+    report_waiting("waiting for memory that is being freed");
+    stop_flag_.check();
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
   const std::uint64_t all = host_.memory_bytes();
   const std::uint64_t working = need.kv_bytes + need.scratch_bytes;
   const std::uint64_t weights = weights_to_load(need, key);
-  const std::uint64_t used = host_.working_bytes(epoch_) + host_.held().n_bytes();
+  const std::uint64_t used = host_.taken_bytes(epoch_) + host_.held().n_bytes();
   const std::uint64_t free = all > used ? all - used : 0;
   throw OutOfMemoryError(
       strcat("[load] ", load_.name, ", layers ", key.slice.layer_begin, " to ",
@@ -190,6 +219,7 @@ std::shared_ptr<HeldSlice> Deployment::load_slice(const SliceKey& key,
   for (const gguf::TensorInfo* tensor : model::slice_tensors(slice->model, key.slice)) {
     request.tensors.push_back(tensor->name);
   }
+  failpoint::pass(Site::kLoadOpened);
   const OpenedSlice opened = host_.store().open(request);
   bytes_read += headers.bytes_read + opened.bytes_read;
   slice->source = opened.source;
@@ -203,24 +233,40 @@ std::shared_ptr<HeldSlice> Deployment::load_slice(const SliceKey& key,
        .prefault = true,
        .progress = [this](std::uint64_t done, std::uint64_t total) { report(done, total, "map"); },
        .cancel = &stop_flag_});
-  host_.held().add(slice);
+  failpoint::pass(Site::kLoadMapped);
+  const std::scoped_lock lock(host_.memory());
+  host_.held().add(slice);  // counted there from now on
+  arriving_bytes_ = 0;
   return slice;
 }
 
 std::shared_ptr<HeldSlice> Deployment::obtain(const SliceKey& key,
                                               const model::LoadOptions& options,
                                               std::uint64_t& bytes_read) {
+  failpoint::pass(Site::kLoadObtain);
   // One load at a time: a second one of the same slice finds it held.
   std::unique_lock lock(host_.loading(), std::defer_lock);
   while (!lock.try_lock()) {  // a timed mutex would do; ThreadSanitizer does not know those
     stop_flag_.check();
+    report_waiting("waiting for another load");
     std::this_thread::sleep_for(std::chrono::milliseconds(10));
   }
   if (auto slice = find_held(key, bytes_read)) return slice;
   return load_slice(key, options, bytes_read);
 }
 
+void Deployment::wait_for_turn() {
+  const auto still = host_.turns().still_for();
+  if (still > kStuck) {
+    fail<DeadlineError>("[load] this worker's compute has not moved for ",
+                        std::chrono::duration_cast<std::chrono::seconds>(still).count(),
+                        " s: restart the worker");
+  }
+  report_waiting("waiting for its turn");
+}
+
 void Deployment::load() {
+  failpoint::pass(Site::kLoadBegin);
   SliceKey key;
   key.identity = content().identity;
   key.slice = slice_of(load_);
@@ -232,7 +278,9 @@ void Deployment::load() {
   const model::Config& config = slice->model.config;
   options = reserve(*slice, options);
   {
-    const std::scoped_lock turn(host_.compute());  // it may enlarge the slice's shared scratch
+    // It may enlarge the slice's shared scratch.
+    const Turn turn(host_.turns(), &stop_flag_, [this] { wait_for_turn(); });
+    failpoint::pass(Site::kLoadStage);
     stage_ = std::make_unique<Stage>(slice, StageOptions{options, load_.hidden});
   }
   payload_limit_ = payload_limit(config, options.max_step_rows);
@@ -241,6 +289,8 @@ void Deployment::load() {
     const std::scoped_lock lock(mutex_);
     held_ = slice;
   }
+  failpoint::pass(Site::kLoadDone);
+  phase_ = Phase::kIdle;
   ready_ = true;
   const model::MemoryNeed& need = stage_->memory();
   tell_coordinator(wire::Loaded{load_.request, need.weights_bytes, need.derived_bytes,

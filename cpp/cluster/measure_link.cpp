@@ -10,12 +10,14 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 constexpr std::chrono::seconds kPatience{10};
+constexpr std::chrono::milliseconds kFlagPoll{50};
 
 double seconds(Clock::duration duration) { return std::chrono::duration<double>(duration).count(); }
 
 }  // namespace
 
-LinkRates measure_link(net::NetThread& net, net::LinkOptions options, const std::string& address) {
+LinkRates measure_link(net::NetThread& net, net::LinkOptions options, const std::string& address,
+                       const CancelFlag* cancel) {
   constexpr int kSmall = 20;
   constexpr std::size_t kFrameBytes = (std::size_t{4} << 20U) - 4096;  // within a blob's limit
   constexpr std::size_t kFirstBytes = std::size_t{32} << 10U;
@@ -29,7 +31,7 @@ LinkRates measure_link(net::NetThread& net, net::LinkOptions options, const std:
   };
   const auto answers = std::make_shared<Answers>();
   options.role = wire::Role::kObserver;
-  const auto link = net::dial(net, options, address);
+  const auto link = net::dial(net, options, address, net::milliseconds(5000), cancel);
   link->start({.on_message =
                    [answers](net::Incoming&&) {
                      const std::scoped_lock lock(answers->mutex);
@@ -45,8 +47,12 @@ LinkRates measure_link(net::NetThread& net, net::LinkOptions options, const std:
                .progress = {}});
   const auto wait_for = [&](int n) {
     std::unique_lock lock(answers->mutex);
-    const bool in_time = answers->changed.wait_for(
-        lock, kPatience, [&] { return answers->n >= n || answers->closed; });
+    const auto end = Clock::now() + kPatience;
+    const auto over = [&] { return answers->n >= n || answers->closed; };
+    while (!answers->changed.wait_for(lock, kFlagPoll, over) && Clock::now() < end) {
+      if (cancel != nullptr) cancel->check();
+    }
+    const bool in_time = over();
     if (answers->n < n) {
       if (in_time) fail<NetError>("[cluster] the link to ", address, " was closed while measured");
       fail<DeadlineError>("[cluster] ", address, " did not answer for ", kPatience.count(), " s");

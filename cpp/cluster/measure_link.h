@@ -4,6 +4,7 @@
 
 #include <string>
 
+#include "base/cancel.h"
 #include "net/connection.h"
 
 namespace moesaic::cluster {
@@ -13,7 +14,9 @@ struct LinkRates {
   double bytes_per_s = 0;  // one way, of up to 16 MiB
 };
 
-// Dials `address` as an observer. Throws NetError, DeadlineError. Not on the net thread.
-LinkRates measure_link(net::NetThread& net, net::LinkOptions options, const std::string& address);
+// Dials `address` as an observer. Throws NetError, DeadlineError, CancelledError. Not on the net
+// thread.
+LinkRates measure_link(net::NetThread& net, net::LinkOptions options, const std::string& address,
+                       const CancelFlag* cancel = nullptr);
 
 }  // namespace moesaic::cluster

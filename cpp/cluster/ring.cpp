@@ -4,12 +4,14 @@
 #include <algorithm>
 #include <random>
 
+#include "base/failpoint.h"
 #include "cluster/step_messages.h"
 
 namespace moesaic::cluster {
 namespace {
 
 using Clock = std::chrono::steady_clock;
+using failpoint::Site;
 constexpr std::chrono::milliseconds kPoll{10};
 // Loads take as long as disks and networks do, but never without a word of progress.
 constexpr std::chrono::seconds kLoadSilence{60};
@@ -54,6 +56,7 @@ Ring::~Ring() {
 }
 
 void Ring::dial_all(net::NetThread& net, BlobServer* blobs, const RingOptions& options) {
+  failpoint::pass(Site::kRingDial);
   for (const RingStage& stage : options.stages) {
     auto member = std::make_unique<Member>();
     member->what = stage;
@@ -80,6 +83,7 @@ void Ring::dial_all(net::NetThread& net, BlobServer* blobs, const RingOptions& o
     const std::weak_ptr<net::Connection> weak = link;
     link->start({.on_message =
                      [inbox = inbox_, blobs, weak, i](net::Incoming&& in) {
+                       failpoint::pass(Site::kRingEvent);
                        if (const auto self = weak.lock(); blobs != nullptr && self) {
                          if (blobs->take(self, in)) return;
                        }
@@ -131,6 +135,7 @@ Ring::Event Ring::wait(const RingOptions& options, Clock::time_point deadline, c
 }
 
 void Ring::load_all(const RingOptions& options) {
+  failpoint::pass(Site::kRingLoad);
   wire::Load load = options.load;
   load.stages.clear();
   for (const auto& member : stages_) {
@@ -176,6 +181,7 @@ void Ring::load_all(const RingOptions& options) {
 }
 
 void Ring::join_all(const RingOptions& options) {
+  failpoint::pass(Site::kRingJoin);
   const std::size_t n = stages_.size();
   if (n == 1) return;
   for (std::size_t i = 0; i < n; ++i) {
@@ -213,6 +219,7 @@ void Ring::check() const {
 }
 
 std::optional<Ring::Event> Ring::next(std::chrono::milliseconds timeout) {
+  failpoint::pass(Site::kRingNext);
   std::optional<Event> event;
   {
     std::unique_lock lock(inbox_->mutex);
@@ -242,6 +249,7 @@ void Ring::send_frame(std::size_t stage, wire::MessageType type, std::vector<std
     fail<ArgumentError>("[Cluster] ", wire::type_name(type), ": got a request of ", n_bytes,
                         " bytes, a worker takes at most ", limit, "; ask for less at once");
   }
+  failpoint::pass(Site::kRingSend);
   try {
     stages_[stage]->link->send_frame(type, std::move(fields), std::move(payload), epoch_);
   } catch (const ArgumentError&) {  // too long for a frame: the caller's, not the link's

@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "base/checked.h"
+#include "base/failpoint.h"
 #include "cluster/step_messages.h"
 #include "model/step_check.h"
 #include "model/step_results.h"
@@ -12,6 +13,11 @@
 
 namespace moesaic::cluster {
 namespace {
+
+using failpoint::Site;
+
+// Of one deployment. A sequence without rows costs some hundred bytes and no page.
+constexpr std::size_t kMostSequences = 65536;
 
 model::Logits logits_from_wire(std::uint8_t value) {
   if (value > static_cast<std::uint8_t>(model::Logits::kAll)) {
@@ -41,6 +47,20 @@ model::SequenceId Stage::known(std::uint64_t sequence) const {
     fail<ArgumentError>("[cluster] sequence ", sequence, " is not open here");
   }
   return found->second;
+}
+
+void Stage::add(std::uint64_t sequence, const std::function<model::SequenceId()>& make) {
+  if (sequences_.size() >= kMostSequences) {
+    fail<ArgumentError>("[cluster] sequence ", sequence, ": ", sequences_.size(),
+                        " are open at this stage already, which is the most; close some");
+  }
+  const auto place = sequences_.emplace(sequence, 0).first;
+  try {
+    place->second = make();
+  } catch (...) {
+    sequences_.erase(place);
+    throw;
+  }
 }
 
 model::Step Stage::to_step(const wire::Run& run, std::span<const std::uint8_t> payload,
@@ -77,7 +97,7 @@ model::Step Stage::to_step(const wire::Run& run, std::span<const std::uint8_t> p
     model::SequenceStep sequence;
     if (!sequences_.contains(from.sequence)) {
       if (from.start != 0) known(from.sequence);
-      sequences_.emplace(from.sequence, kv_->open());
+      add(from.sequence, [this] { return kv_->open(); });
     }
     sequence.sequence = known(from.sequence);
     sequence.start = from.start;
@@ -106,7 +126,8 @@ model::Step Stage::to_step(const wire::Run& run, std::span<const std::uint8_t> p
 }
 
 StageOutput Stage::run(const wire::Run& run, std::span<const std::uint8_t> payload,
-                       const CancelFlag* cancel) {
+                       const CancelFlag* cancel, const std::function<void()>& between_layers) {
+  failpoint::pass(Site::kStageInput);
   std::vector<model::SamplerSpec> samplers;
   const model::Step step = to_step(run, payload, samplers);
   held_->model.file->check_intact();
@@ -118,6 +139,7 @@ StageOutput Stage::run(const wire::Run& run, std::span<const std::uint8_t> paylo
     writes.push_back(
         {sequence.sequence, sequence.start, static_cast<std::int64_t>(sequence.tokens.size())});
   }
+  failpoint::pass(Site::kStageClaim);
   kv_->claim(writes);
 
   std::vector<backend::SequenceRows> rows;
@@ -140,16 +162,24 @@ StageOutput Stage::run(const wire::Run& run, std::span<const std::uint8_t> paylo
   std::vector<std::int32_t> logits_rows;
   if (head) model::list_logits_rows(step, logits_rows);
   model::StepResults results(step, config.vocab, taps);
+  failpoint::pass(Site::kStageForward);
   forward_->run(
       {.tokens = held_->key.slice.embed ? std::span<const std::int32_t>(tokens_)
                                         : std::span<const std::int32_t>(),
        .hidden =
            held_->key.slice.embed ? std::span<const float>() : std::span<const float>(hidden_in_),
        .sequences = rows,
-       .cancel = cancel},
+       .cancel = cancel,
+       .between_layers =
+           [&] {
+             failpoint::pass(Site::kStageLayer);
+             if (between_layers) between_layers();
+           }},
       {.logits_rows = logits_rows, .logits = &results, .hidden = output.hidden, .captures = taps});
   held_->model.file->check_intact();
+  failpoint::pass(Site::kStageCommit);
   kv_->commit(writes);
+  failpoint::pass(Site::kStageResults);
   output.results = results.finish().sequences;
   return output;
 }
@@ -177,7 +207,7 @@ void Stage::apply(const wire::KvOp& op) {
       }
       const auto found = sequences_.find(op.sequence);
       if (found == sequences_.end() && op.n_tokens == 0) {
-        sequences_.emplace(op.other, kv_->open());
+        add(op.other, [this] { return kv_->open(); });
         return;
       }
       const model::SequenceId parent = known(op.sequence);
@@ -185,7 +215,7 @@ void Stage::apply(const wire::KvOp& op) {
         fail<ProtocolError>("[kv] fork: got ", op.n_tokens, " tokens of a sequence of ",
                             kv_->pages().length(parent));
       }
-      sequences_.emplace(op.other, kv_->fork(parent, op.n_tokens));
+      add(op.other, [&] { return kv_->fork(parent, op.n_tokens); });
       return;
     }
     case wire::KvOpKind::kCloseAll:
@@ -223,7 +253,9 @@ void Stage::restore(const wire::KvRows& rows, std::span<const std::uint8_t> payl
                         " to ", slice.layer_end - 1, " and ", kv_->row_bytes(), " bytes a row");
   }
   // Layer by layer, each from row 0 on: the first layer claims and commits, the others overwrite.
-  if (!sequences_.contains(rows.sequence)) sequences_.emplace(rows.sequence, kv_->open());
+  if (!sequences_.contains(rows.sequence)) {
+    add(rows.sequence, [this] { return kv_->open(); });
+  }
   const model::SequenceId id = known(rows.sequence);
   if (rows.layer == slice.layer_begin) {
     const model::KvPages::Write write{id, rows.token_begin, n - rows.token_begin};

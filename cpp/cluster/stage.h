@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -42,7 +43,7 @@ class Stage {
   // sequences that begin at 0 are opened. Throws ArgumentError or ProtocolError for what the
   // deployment does not allow, OutOfMemoryError, CancelledError.
   StageOutput run(const wire::Run& run, std::span<const std::uint8_t> payload,
-                  const CancelFlag* cancel);
+                  const CancelFlag* cancel, const std::function<void()>& between_layers = {});
 
   void apply(const wire::KvOp& op);  // all kinds but kRead
   // Cached rows [begin, end) of one of this stage's layers as stored.
@@ -55,6 +56,8 @@ class Stage {
 
  private:
   model::SequenceId known(std::uint64_t sequence) const;  // throws ArgumentError
+  // A sequence that the coordinator will call so; throws ArgumentError when there are too many.
+  void add(std::uint64_t sequence, const std::function<model::SequenceId()>& make);
   model::Step to_step(const wire::Run& run, std::span<const std::uint8_t> payload,
                       std::vector<model::SamplerSpec>& samplers);
 

@@ -19,6 +19,8 @@
 #include "cluster/blob_server.h"
 #include "cluster/blob_source.h"
 #include "cluster/deployment.h"
+#include "cluster/endings.h"
+#include "cluster/jobs.h"
 #include "cluster/measure.h"
 #include "cluster/measure_link.h"
 #include "cluster/numerics.h"
@@ -29,6 +31,21 @@ namespace moesaic::cluster {
 namespace {
 
 constexpr double kMemoryShare = 0.9;  // of what is free, when nothing is said
+// Each costs a thread, or descriptors: a member gone bad must not take all of them.
+constexpr std::size_t kMostDeployments = 128;
+constexpr std::size_t kMostLinks = 1024;
+// How long a status waits for what is being freed; one that stands still is shown as taken.
+constexpr std::chrono::milliseconds kFreeingPatience{1000};
+constexpr std::size_t kMostSources = 512;
+
+std::string text_of(const std::exception_ptr& why) {
+  if (!why) return "this worker has closed the link";
+  try {
+    std::rethrow_exception(why);
+  } catch (const std::exception& e) {
+    return net::printable(e.what());
+  }
+}
 
 std::string host_name() {
   char name[256] = {};
@@ -53,10 +70,12 @@ class WorkerImpl final : public Worker, public DeploymentHost {
   const WorkerOptions& options() const override { return options_; }
   WeightStore& store() override { return *store_; }
   HeldSlices& held() override { return held_; }
-  std::mutex& compute() override { return compute_; }
+  Turns& turns() override { return turns_; }
   std::mutex& loading() override { return loading_; }
   std::uint64_t memory_bytes() const override { return memory_bytes_; }
-  std::uint64_t working_bytes(std::uint64_t except_epoch) const override;
+  std::mutex& memory() override { return memory_; }
+  std::uint64_t taken_bytes(std::uint64_t except_epoch) const override;
+  bool frees_memory() const override { return endings_.any(); }
   void log(LogEvent event) override;
   void link_lost(std::uint64_t epoch, const net::Connection* link,
                  const std::exception_ptr& why) override;
@@ -77,8 +96,8 @@ class WorkerImpl final : public Worker, public DeploymentHost {
                      const wire::StatusRequest& request);
   void know_rates();
   LinkRates link_rates(const std::string& peer);
-  void later(std::function<void()> job);
-  void keep_house();
+  void answer_measured(const std::shared_ptr<net::Connection>& link,
+                       const wire::StatusRequest& request);
 
   WorkerOptions options_;
   std::uint64_t memory_bytes_ = 0;
@@ -89,8 +108,9 @@ class WorkerImpl final : public Worker, public DeploymentHost {
   std::unique_ptr<WeightStore> store_;
   std::unique_ptr<BlobServer> blobs_;
   HeldSlices held_;
-  std::mutex compute_;
+  Turns turns_{options_.turn};
   std::mutex loading_;
+  std::mutex memory_;  // held before mutex_
   std::mutex log_mutex_;
   std::atomic<bool> stopped_{false};
 
@@ -98,18 +118,16 @@ class WorkerImpl final : public Worker, public DeploymentHost {
   std::map<const net::Connection*, Peer> peers_;
   std::map<std::uint64_t, std::shared_ptr<Deployment>> deployments_;  // by epoch
   Rates rates_;
-  std::map<std::string, LinkRates> links_;  // measured, by address; the housekeeper's only
+  std::map<std::string, LinkRates> links_;  // measured, by address; of jobs_ only
   std::uint64_t gone_sent_bytes_ = 0;       // activations of links that are closed
   std::uint64_t gone_received_bytes_ = 0;
 
-  std::mutex jobs_mutex_;
-  std::condition_variable jobs_changed_;
-  std::deque<std::function<void()>> jobs_;
-  bool house_ends_ = false;
+  CancelFlag ends_;
+  Endings endings_{[this](const std::string& text) { log({"stuck", text, {}}); }};
+  Jobs jobs_{"moesaic-jobs"};  // measurements and probes
 
   std::unique_ptr<net::NetThread> net_;
   std::unique_ptr<net::Listener> listener_;
-  std::thread house_;  // last
 };
 
 WorkerImpl::WorkerImpl(WorkerOptions options) : options_(std::move(options)) {
@@ -148,7 +166,6 @@ WorkerImpl::WorkerImpl(WorkerOptions options) : options_(std::move(options)) {
              log({"refused", why, {}});
            }});
   address_ = options_.advertise.empty() ? listener_->address() : options_.advertise;
-  house_ = std::thread([this] { keep_house(); });
   log({"ready",
        strcat("listening on ", listener_->address(), " as ", address_, ", ", options_.threads,
               " threads, ", memory_bytes_, " bytes of memory",
@@ -163,19 +180,16 @@ WorkerImpl::~WorkerImpl() {
     const std::scoped_lock lock(mutex_);
     deployments.swap(deployments_);
   }
-  for (const auto& [epoch, each] : deployments) each->stop();
-  {
-    const std::scoped_lock lock(jobs_mutex_);
-    house_ends_ = true;
-  }
-  jobs_changed_.notify_all();
-  house_.join();
+  for (auto& [epoch, each] : deployments) endings_.add(std::move(each));
+  jobs_.end();
+  while (endings_.any()) endings_.wait(std::chrono::seconds(1));
   listener_.reset();
   net_.reset();  // its handlers reach into what is declared above
 }
 
 void WorkerImpl::stop() {
   if (stopped_.exchange(true)) return;
+  ends_.set();
   listener_->close();
   std::vector<std::shared_ptr<net::Connection>> links;
   {
@@ -193,11 +207,11 @@ void WorkerImpl::log(LogEvent event) {
   options_.log(event);
 }
 
-std::uint64_t WorkerImpl::working_bytes(std::uint64_t except_epoch) const {
+std::uint64_t WorkerImpl::taken_bytes(std::uint64_t except_epoch) const {
   const std::scoped_lock lock(mutex_);
-  std::uint64_t sum = 0;
+  std::uint64_t sum = endings_.taken_bytes();
   for (const auto& [epoch, each] : deployments_) {
-    if (epoch != except_epoch) sum += each->working_bytes();
+    if (epoch != except_epoch) sum += each->taken_bytes();
   }
   return sum;
 }
@@ -212,9 +226,17 @@ void WorkerImpl::accepted(std::shared_ptr<net::Connection> link) {
     peer.source = std::make_shared<LinkSource>(link, strcat("coordinator ", info.address));
   }
   net::Connection* const raw = link.get();
+  bool is_full = false;
   {
     const std::scoped_lock lock(mutex_);
-    peers_.emplace(raw, std::move(peer));
+    is_full = peers_.size() >= kMostLinks;
+    if (!is_full) peers_.emplace(raw, std::move(peer));
+  }
+  if (is_full) {
+    const std::string text = strcat(kMostLinks, " links are open already, which is the most");
+    log({"refused", strcat(info.address, ": ", text), {{"peer", info.address}}});
+    link->go_away(wire::Reason::kBusy, text);
+    return;
   }
   link->start({.on_message = [this, raw](net::Incoming&& in) { take(raw, std::move(in)); },
                .on_closed = [this, raw](std::exception_ptr why) { closed(raw, why); },
@@ -224,7 +246,8 @@ void WorkerImpl::accepted(std::shared_ptr<net::Connection> link) {
 void WorkerImpl::closed(const net::Connection* link, const std::exception_ptr& why) {
   Peer peer;
   std::vector<std::shared_ptr<Deployment>> all;
-  std::vector<std::shared_ptr<Deployment>> over;
+  std::vector<std::string> over;  // why
+  const std::string why_text = text_of(why);
   {
     const std::scoped_lock lock(mutex_);
     const auto found = peers_.find(link);
@@ -235,29 +258,25 @@ void WorkerImpl::closed(const net::Connection* link, const std::exception_ptr& w
     gone_sent_bytes_ += activation_bytes(counters.sent);
     gone_received_bytes_ += activation_bytes(counters.received);
     for (auto it = deployments_.begin(); it != deployments_.end();) {
-      all.push_back(it->second);
       if (it->second->coordinator() == link) {
         gone_sent_bytes_ += activation_bytes(it->second->successor_counters().sent);
-        over.push_back(std::move(it->second));
+        const std::string failure = it->second->failure();
+        over.push_back(failure.empty() ? why_text : strcat("it failed: ", failure));
+        endings_.add(std::move(it->second));  // under the same lock: its memory stays counted
         it = deployments_.erase(it);
       } else {
+        all.push_back(it->second);
         ++it;
       }
     }
   }
   if (peer.source) peer.source->lost(why);
   for (const auto& each : all) each->link_lost(link, why);
-  all.clear();
-  for (auto& each : over) {
+  for (const std::string& text : over) {
     log({"ended",
-         strcat("the coordinator ", peer.link->peer().address,
-                " is gone; its KV cache is freed, weights stay"),
-         {{"peer", peer.link->peer().address}}});
-    later([gone = std::move(each)]() mutable {
-      gone->stop();
-      // The net thread may be looking at it for a moment more; its end is not for that thread.
-      while (gone.use_count() > 1) std::this_thread::sleep_for(std::chrono::milliseconds(1));
-    });
+         strcat("the deployment of the coordinator ", peer.link->peer().address, " is over: ", text,
+                "; its KV cache is freed, weights stay"),
+         {{"peer", peer.link->peer().address}, {"why", text}}});
   }
 }
 
@@ -324,12 +343,20 @@ void WorkerImpl::load(const Peer& peer, std::uint64_t epoch, wire::Load load) {
   if (peer.link->peer().role != wire::Role::kCoordinator || epoch == 0) {
     fail<ProtocolError>("[cluster] Load: needs a coordinator and an epoch");
   }
+  if (load.sources.size() > kMostSources) {
+    fail<ProtocolError>("[cluster] Load: sources: got ", load.sources.size(), ", need at most ",
+                        kMostSources);
+  }
   {
     const std::scoped_lock lock(mutex_);
     for (const auto& [other, each] : deployments_) {
       if (other == epoch || each->coordinator() == peer.link.get()) {
         fail<ProtocolError>("[cluster] Load: this epoch or link has a deployment already");
       }
+    }
+    if (deployments_.size() >= kMostDeployments) {
+      fail<ProtocolError>("[cluster] Load: ", deployments_.size(),
+                          " deployments are here already, which is the most; close other models");
     }
   }
   log({"load",
@@ -361,7 +388,7 @@ wire::Status WorkerImpl::status(std::uint64_t request) const {
   status.isa = backend::current_isa();
   status.threads = static_cast<std::uint32_t>(options_.threads);
   status.memory_bytes = memory_bytes_;
-  const std::uint64_t used = held_.n_bytes() + working_bytes(0);
+  const std::uint64_t used = held_.n_bytes() + taken_bytes(0);
   status.memory_free_bytes = memory_bytes_ > used ? memory_bytes_ - used : 0;
   status.bytes_read_weights = store_->bytes_read();
   status.state = "idle";
@@ -410,30 +437,44 @@ void WorkerImpl::answer_status(const std::shared_ptr<net::Connection>& link,
     const std::scoped_lock lock(mutex_);
     measured = rates_.read_bytes_per_s > 0;
   }
-  if (!request.measure || (measured && request.probe.empty())) {
+  const bool measures = request.measure && (!measured || !request.probe.empty());
+  if (!measures && !endings_.any()) {
     link->send(status(request.request));
     return;
   }
-  later([this, link, id = request.request, peer = request.probe] {
+  try {
+    jobs_.add(link.get(), [this, link, request] { answer_measured(link, request); });
+  } catch (const OutOfMemoryError&) {
+    link->send(error_reply(request.request, std::current_exception()));
+  }
+}
+
+// What is on its way out counts as taken: whoever plans should not see it for nothing.
+void WorkerImpl::answer_measured(const std::shared_ptr<net::Connection>& link,
+                                 const wire::StatusRequest& request) {
+  try {
     try {
-      know_rates();
-      wire::Status answer = status(id);
-      if (!peer.empty()) {
+      if (request.measure) know_rates();
+      std::optional<LinkRates> rates;
+      if (request.measure && !request.probe.empty()) {
         try {
-          const LinkRates rates = link_rates(peer);
-          answer.probe_rtt_s = rates.rtt_s;
-          answer.probe_bytes_per_s = rates.bytes_per_s;
+          rates = link_rates(request.probe);
         } catch (const Error&) {  // not measured: the peer's own state says why
         }
       }
-      link->send(answer);
-    } catch (const std::exception&) {
-      try {
-        link->send(error_reply(id, std::current_exception()));
-      } catch (const Error&) {  // it is gone
+      endings_.wait(kFreeingPatience);
+      wire::Status answer = status(request.request);
+      if (rates) {
+        answer.probe_rtt_s = rates->rtt_s;
+        answer.probe_bytes_per_s = rates->bytes_per_s;
       }
+      link->send(answer);
+    } catch (const CancelledError&) {  // this worker ends
+    } catch (const std::exception&) {
+      link->send(error_reply(request.request, std::current_exception()));
     }
-  });
+  } catch (const Error&) {  // it is gone
+  }
 }
 
 // --- jobs that may take long
@@ -447,7 +488,7 @@ void WorkerImpl::know_rates() {
   std::optional<Rates> rates = rate_book_->find();
   if (!rates) {
     {
-      const std::scoped_lock turn(compute_);
+      const Turn turn(turns_, &ends_);
       rates = measure(options_.threads);
     }
     rate_book_->add(*rates);
@@ -468,30 +509,7 @@ LinkRates WorkerImpl::link_rates(const std::string& peer) {
   if (known != links_.end()) return known->second;
   constexpr std::size_t kMost = 256;  // a coordinator may name any address
   if (links_.size() >= kMost) links_.clear();
-  return links_[peer] = measure_link(*net_, link_options_, peer);
-}
-
-void WorkerImpl::later(std::function<void()> job) {
-  {
-    const std::scoped_lock lock(jobs_mutex_);
-    jobs_.push_back(std::move(job));
-  }
-  jobs_changed_.notify_one();
-}
-
-void WorkerImpl::keep_house() {
-  name_this_thread("moesaic-house");
-  while (true) {
-    std::function<void()> job;
-    {
-      std::unique_lock lock(jobs_mutex_);
-      jobs_changed_.wait(lock, [this] { return house_ends_ || !jobs_.empty(); });
-      if (jobs_.empty()) return;
-      job = std::move(jobs_.front());
-      jobs_.pop_front();
-    }
-    job();
-  }
+  return links_[peer] = measure_link(*net_, link_options_, peer, &ends_);
 }
 
 }  // namespace

@@ -1,10 +1,11 @@
 // A worker: a long-lived process's part of a cluster. It listens, keeps weights between
 // coordinators, runs its layers for any number of deployments, and passes hidden rows on. Threads:
 // one for the net (pings included; a deployment's thread serves in its place while it waits), one
-// for each deployment's compute, one for each load. Not for starting processes or reading command
-// lines: that is Python's.
+// for each deployment (it loads, then computes), one for measurements and probes, one for what
+// ends. Not for starting processes or reading command lines: that is Python's.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -35,6 +36,8 @@ struct WorkerOptions {
   // Of this machine, for plans; 0: remembered in the cache, or measured when a coordinator asks.
   double read_bytes_per_s = 0;
   double matmul_ops_per_s = 0;
+  // What one user may compute while others wait, at the ends of layers.
+  std::chrono::milliseconds turn{5};
   std::string backend = "auto";
   std::string release;
   std::function<void(const LogEvent&)> log;  // from any thread, one call at a time

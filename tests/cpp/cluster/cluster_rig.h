@@ -26,6 +26,7 @@ struct RigOptions {
   bool encrypted = true;
   bool local_copies = true;  // else the workers pull from the coordinator
   std::uint64_t memory_bytes = std::uint64_t{1} << 30U;
+  std::chrono::milliseconds turn{5};
 };
 
 class ClusterRig {
@@ -51,6 +52,7 @@ class ClusterRig {
     worker.cache_dir = folder_ / ("cache" + std::to_string(i));
     worker.memory_bytes = options_.memory_bytes;
     worker.threads = 1;
+    worker.turn = options_.turn;
     worker.release = "test";
     worker.log = [this](const LogEvent& event) {
       const std::scoped_lock lock(log_mutex_);
