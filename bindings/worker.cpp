@@ -38,7 +38,7 @@ class EventQueue {
       if (n_dropped_ > 0) {
         events_.push_back({"dropped",
                            strcat(n_dropped_, " lines were dropped: nobody read the log"),
-                           {{"lines", strcat(n_dropped_)}}});
+                           {{"lines", static_cast<std::int64_t>(n_dropped_)}}});
         n_dropped_ = 0;
       }
       events_.push_back(event);
@@ -111,7 +111,7 @@ class WorkerHandle {
   std::string address_;
 };
 
-using Fields = std::vector<std::pair<std::string, std::string>>;
+using Fields = std::vector<std::pair<std::string, cluster::LogValue>>;
 using Event = std::tuple<std::string, std::string, Fields>;
 
 std::optional<Event> next_event(const WorkerHandle& self, double timeout_s) {
@@ -123,7 +123,10 @@ std::optional<Event> next_event(const WorkerHandle& self, double timeout_s) {
   }
   if (!event) return std::nullopt;
   Fields fields;
-  for (const auto& [name, value] : event->fields) fields.emplace_back(name, readable(value));
+  for (const auto& [name, value] : event->fields) {
+    const auto* text = std::get_if<std::string>(&value);
+    fields.emplace_back(name, text == nullptr ? value : readable(*text));
+  }
   return Event{event->event, readable(event->text), std::move(fields)};
 }
 
@@ -133,7 +136,8 @@ std::unique_ptr<WorkerHandle> start_worker(const std::string& listen, const std:
                                            const py::bytes& cache, std::uint64_t cache_bytes,
                                            std::uint64_t memory_bytes, double read_bytes_per_s,
                                            double matmul_ops_per_s, int threads,
-                                           const std::string& backend, const std::string& release) {
+                                           const std::string& backend, const std::string& release,
+                                           const std::string& ready_text, Fields ready_fields) {
   cluster::WorkerOptions options;
   options.listen = listen;
   options.advertise = advertise;
@@ -148,6 +152,8 @@ std::unique_ptr<WorkerHandle> start_worker(const std::string& listen, const std:
   options.threads = threads;
   options.backend = backend;
   options.release = release;
+  options.ready_text = ready_text;
+  options.ready_fields = std::move(ready_fields);
   const GilRelease free_gil;
   return std::make_unique<WorkerHandle>(std::move(options));
 }
@@ -166,6 +172,9 @@ void register_worker(py::module_& m) {
           "generate", [](const py::bytes& path) { ClusterKey::generate(std::string(path)); },
           py::arg("path"), "Write a new key to a new file, mode 0600.")
       .def_static("random", &ClusterKey::random)
+      .def(
+          "name", [](const ClusterKey& self) { return self.key_id(0); },
+          "Of the key in use, for logs: tells nothing about it.")
       .def("text", [](const ClusterKey& self) { return py::bytes(self.text()); })
       .def("__repr__", [](const ClusterKey&) { return "ClusterKey(...)"; });
 
@@ -174,6 +183,7 @@ void register_worker(py::module_& m) {
            py::arg("key"), py::arg("plain_beyond_loopback"), py::arg("models"), py::arg("cache"),
            py::arg("cache_bytes") = 0, py::arg("memory_bytes"), py::arg("read_bytes_per_s"),
            py::arg("matmul_ops_per_s"), py::arg("threads"), py::arg("backend"), py::arg("release"),
+           py::arg("ready_text") = "", py::arg("ready_fields") = Fields{},
            "Listens when it returns. Folders are encoded paths, empty for none.")
       .def_property_readonly("address", &WorkerHandle::address)
       .def_property_readonly("stopped", &WorkerHandle::stopped)

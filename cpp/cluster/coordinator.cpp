@@ -129,7 +129,7 @@ CoordinatorImpl::CoordinatorImpl(const CoordinatorOptions& options) : options_(o
   link_options_.plain_beyond_loopback = options_.plain_beyond_loopback;
   link_options_.role = wire::Role::kCoordinator;
   link_options_.release = options_.release;
-  link_options_.numerics = numerics_digest();
+  link_options_.numerics = numerics_digest(options_.release);
   store_ = WeightStore::make(
       {.models_dir = "", .cache_dir = options_.cache_dir, .cache_bytes = 0, .log = {}});
   blobs_ = std::make_unique<BlobServer>(*store_);

@@ -4,6 +4,7 @@
 
 #include "base/aligned_buffer.h"
 #include "base/failpoint.h"
+#include "cluster/amounts.h"
 #include "cluster/blob_source.h"
 #include "cluster/deployment.h"
 #include "cluster/step_messages.h"
@@ -299,11 +300,12 @@ void Deployment::load() {
       std::chrono::steady_clock::now() - begin);
   host_.log({"loaded",
              strcat(load_.name, ", layers ", key.slice.layer_begin, " to ", key.slice.layer_end - 1,
-                    " in ", took.count(), " ms (", slice->source, ", ", bytes_read, " bytes read)"),
+                    " in ", took.count(), " ms (", slice->source, ", ",
+                    human_bytes(static_cast<double>(bytes_read)), " read)"),
              {{"model", load_.name},
               {"layers", strcat(key.slice.layer_begin, "-", key.slice.layer_end - 1)},
-              {"ms", strcat(took.count())},
-              {"bytes_read", strcat(bytes_read)},
+              {"ms", static_cast<std::int64_t>(took.count())},
+              {"bytes_read", static_cast<std::int64_t>(bytes_read)},
               {"source", slice->source}}});
 }
 

@@ -10,9 +10,8 @@
 #include <vector>
 
 #include "backend/backend.h"
-#include "base/aligned_buffer.h"
 #include "base/errors.h"
-#include "gguf/file.h"
+#include "cluster/tensor_file.h"
 #include "quant/qtype.h"
 
 namespace moesaic::cluster {
@@ -38,61 +37,19 @@ constexpr std::array<Part, 4> kParts{{{quant::Qtype::kQ2_K, 0.44},
                                       {quant::Qtype::kQ4_K, 0.27},
                                       {quant::Qtype::kQ6_K, 0.07}}};
 
-// A file that is one tensor, in memory of its own.
-class TensorFile final : public gguf::File {
- public:
-  TensorFile(quant::Qtype type, std::int64_t rows) {
-    const std::uint64_t row_bytes = quant::row_bytes(type, kCols);
-    const auto n_rows = static_cast<std::uint64_t>(rows);
-    tensor_ = {.name = "measure",
-               .type = type,
-               .ne = {static_cast<std::uint64_t>(kCols), n_rows},
-               .file = 0,
-               .offset = 0,
-               .n_bytes = row_bytes * n_rows,
-               .n_elems = static_cast<std::uint64_t>(kCols) * n_rows};
-    bytes_ = AlignedBuffer(tensor_.n_bytes);
-    const std::vector<std::uint8_t> pattern = encoded_rows(type);
-    for (std::uint64_t at = 0; at < tensor_.n_bytes; at += pattern.size()) {
-      std::copy_n(pattern.data(), std::min<std::uint64_t>(pattern.size(), tensor_.n_bytes - at),
-                  bytes_.data() + at);
-    }
+std::vector<std::uint8_t> encoded_rows(quant::Qtype type) {
+  constexpr std::int64_t kRows = 4;
+  std::vector<float> values(kRows * kCols);
+  std::uint32_t state = 1;
+  for (float& value : values) {
+    state = state * 1664525U + 1013904223U;
+    value = static_cast<float>(state >> 8) / static_cast<float>(1 << 24) - 0.5F;
   }
-
-  std::uint32_t version() const override { return 3; }
-  std::uint64_t alignment() const override { return 64; }
-  std::span<const gguf::Value> metadata() const override { return {}; }
-  std::span<const gguf::TensorInfo> tensors() const override { return {&tensor_, 1}; }
-  std::span<const std::string> paths() const override { return {&name_, 1}; }
-  const gguf::Value* find(std::string_view) const override { return nullptr; }
-  const gguf::TensorInfo* find_tensor(std::string_view name) const override {
-    return name == tensor_.name ? &tensor_ : nullptr;
-  }
-  std::span<const std::uint8_t> bytes(const gguf::TensorInfo& tensor) const override {
-    return {bytes_.data() + tensor.offset, tensor.n_bytes};
-  }
-  std::span<const std::span<const std::uint8_t>> headers() const override { return {}; }
-  void check_intact() const override {}  // in memory
-
- private:
-  static std::vector<std::uint8_t> encoded_rows(quant::Qtype type) {
-    constexpr std::int64_t kRows = 4;
-    std::vector<float> values(kRows * kCols);
-    std::uint32_t state = 1;
-    for (float& value : values) {
-      state = state * 1664525U + 1013904223U;
-      value = static_cast<float>(state >> 8) / static_cast<float>(1 << 24) - 0.5F;
-    }
-    const quant::QtypeTraits& traits = quant::traits(type);
-    std::vector<std::uint8_t> bytes(kRows * quant::row_bytes(type, kCols));
-    traits.encode(values.data(), kRows * kCols / traits.block_elems, bytes.data());
-    return bytes;
-  }
-
-  std::string name_ = "(measure)";
-  gguf::TensorInfo tensor_;
-  AlignedBuffer bytes_;
-};
+  const quant::QtypeTraits& traits = quant::traits(type);
+  std::vector<std::uint8_t> bytes(kRows * quant::row_bytes(type, kCols));
+  traits.encode(values.data(), kRows * kCols / traits.block_elems, bytes.data());
+  return bytes;
+}
 
 // Seconds of the fastest of several runs: the others were disturbed.
 template <typename Run>
@@ -119,7 +76,8 @@ class Rig {
     for (const Part& part : kParts) {
       check_cancel();
       const auto rows = kReadBytes / static_cast<std::int64_t>(quant::row_bytes(part.type, kCols));
-      const auto file = std::make_shared<TensorFile>(part.type, std::max(rows, compute_rows));
+      const auto file = std::make_shared<TensorFile>(part.type, std::max(rows, compute_rows), kCols,
+                                                     encoded_rows(part.type));
       read_.push_back(load(file, rows));
       compute_.push_back(load(file, compute_rows));
       out_floats = std::max(out_floats, rows);

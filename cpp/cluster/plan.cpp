@@ -256,19 +256,25 @@ void check(const ModelCost& model, const std::vector<NodeFacts>& nodes,
   if (!(options.headroom >= 0 && options.headroom < 1)) {
     fail<ArgumentError>("[plan] headroom: got ", options.headroom, ", need from 0 to below 1");
   }
-  const auto need = [](const NodeFacts& node, const char* fact, double got, bool is_good,
-                       const char* range) {
-    if (!is_good || got > 1e30) {  // also NaN and infinity
+  const auto need = [](const NodeFacts& node, const char* fact, double got, double least,
+                       double most, const char* range) {
+    if (!(got >= least && got <= most)) {  // also NaN
       fail<ArgumentError>("[plan] node ", node.address, ": ", fact, ": got ", got, ", need ",
                           range);
     }
   };
+  // What no machine comes near, in either direction, is damage or a lie, and would otherwise only
+  // be seen as "does not fit" or as a node without layers.
+  constexpr double kLeastRate = 1e3;
+  constexpr double kMostRate = 1e18;
   for (const NodeFacts& node : nodes) {
-    need(node, "memory", node.memory_bytes, node.memory_bytes > 0, "bytes above 0");
-    need(node, "bandwidth", node.read_bytes_per_s, node.read_bytes_per_s > 0, "bytes/s above 0");
-    need(node, "matmul rate", node.matmul_ops_per_s, node.matmul_ops_per_s > 0, "ops/s above 0");
-    need(node, "round trip", node.rtt_s, node.rtt_s >= 0, "seconds from 0 on");
-    need(node, "link rate", node.link_bytes_per_s, node.link_bytes_per_s >= 0, "bytes/s from 0 on");
+    need(node, "memory", node.memory_bytes, 1, 1e18, "1 to 1e18 bytes");
+    need(node, "bandwidth", node.read_bytes_per_s, kLeastRate, kMostRate, "1e3 to 1e18 bytes/s");
+    need(node, "matmul rate", node.matmul_ops_per_s, kLeastRate, kMostRate, "1e3 to 1e18 ops/s");
+    need(node, "round trip", node.rtt_s, 0, 3600, "0 to 3600 seconds");
+    if (node.link_bytes_per_s != 0) {  // 0: not known
+      need(node, "link rate", node.link_bytes_per_s, 1, kMostRate, "1 to 1e18 bytes/s, or 0");
+    }
     if (node.threads < 1 || node.threads > 1024) {
       fail<ArgumentError>("[plan] node ", node.address, ": threads: got ", node.threads,
                           ", need 1 to 1024");

@@ -10,12 +10,14 @@
 #include <deque>
 #include <map>
 #include <mutex>
+#include <set>
 #include <thread>
 #include <unordered_map>
 
 #include "base/aligned_buffer.h"
 #include "base/thread_name.h"
 #include "base/thread_pool.h"
+#include "cluster/amounts.h"
 #include "cluster/blob_server.h"
 #include "cluster/blob_source.h"
 #include "cluster/deployment.h"
@@ -94,6 +96,7 @@ class WorkerImpl final : public Worker, public DeploymentHost {
   wire::Status status(std::uint64_t request) const;
   void answer_status(const std::shared_ptr<net::Connection>& link,
                      const wire::StatusRequest& request);
+  void log_of_store(const std::string& event, const std::string& text);
   void know_rates();
   LinkRates link_rates(const std::string& peer);
   void answer_measured(const std::shared_ptr<net::Connection>& link,
@@ -112,6 +115,8 @@ class WorkerImpl final : public Worker, public DeploymentHost {
   std::mutex loading_;
   std::mutex memory_;  // held before mutex_
   std::mutex log_mutex_;
+  std::mutex said_mutex_;
+  std::set<std::string> said_;  // guarded by said_mutex_
   std::atomic<bool> stopped_{false};
 
   mutable std::mutex mutex_;
@@ -148,13 +153,13 @@ WorkerImpl::WorkerImpl(WorkerOptions options) : options_(std::move(options)) {
   link_options_.plain_beyond_loopback = options_.plain_beyond_loopback;
   link_options_.role = wire::Role::kWorker;
   link_options_.release = options_.release;
-  link_options_.numerics = numerics_digest();
+  link_options_.numerics = numerics_digest(options_.release);
   link_options_.advertise = options_.advertise;
   store_ = WeightStore::make({.models_dir = options_.models_dir,
                               .cache_dir = options_.cache_dir,
                               .cache_bytes = options_.cache_bytes,
                               .log = [this](const std::string& event, const std::string& text) {
-                                log({event, text, {}});
+                                log_of_store(event, text);
                               }});
   blobs_ = std::make_unique<BlobServer>(*store_);
   net_ = std::make_unique<net::NetThread>();
@@ -166,11 +171,21 @@ WorkerImpl::WorkerImpl(WorkerOptions options) : options_(std::move(options)) {
              log({"refused", why, {}});
            }});
   address_ = options_.advertise.empty() ? listener_->address() : options_.advertise;
+  std::vector<std::pair<std::string, LogValue>> ready{
+      {"address", address_},
+      {"release", options_.release},
+      {"threads", std::int64_t{options_.threads}},
+      {"memory_bytes", static_cast<std::int64_t>(memory_bytes_)},
+      {"encrypted", std::int64_t{options_.key ? 1 : 0}}};
+  ready.insert(ready.end(), options_.ready_fields.begin(), options_.ready_fields.end());
   log({"ready",
-       strcat("listening on ", listener_->address(), " as ", address_, ", ", options_.threads,
-              " threads, ", memory_bytes_, " bytes of memory",
-              options_.key ? "" : ", WITHOUT ENCRYPTION"),
-       {{"address", address_}, {"threads", strcat(options_.threads)}}});
+       strcat("Moesaic ", options_.release, " listens on ", listener_->address(),
+              address_ == listener_->address() ? "" : strcat(" as ", address_), ", ",
+              counted(options_.threads, "thread"), ", ",
+              human_bytes(static_cast<double>(memory_bytes_)), " of memory",
+              options_.key ? "" : ", WITHOUT ENCRYPTION",
+              options_.ready_text.empty() ? "" : strcat("; ", options_.ready_text)),
+       std::move(ready)});
 }
 
 WorkerImpl::~WorkerImpl() {
@@ -205,6 +220,17 @@ void WorkerImpl::log(LogEvent event) {
   if (!options_.log) return;
   const std::scoped_lock lock(log_mutex_);
   options_.log(event);
+}
+
+// A file that is not the one asked for is met at each load, and worth one line.
+void WorkerImpl::log_of_store(const std::string& event, const std::string& text) {
+  constexpr std::size_t kMost = 256;
+  if (event == "local") {
+    const std::scoped_lock lock(said_mutex_);
+    if (said_.size() >= kMost) said_.clear();
+    if (!said_.insert(text).second) return;
+  }
+  log({event, text, {}});
 }
 
 std::uint64_t WorkerImpl::taken_bytes(std::uint64_t except_epoch) const {
@@ -320,7 +346,7 @@ void WorkerImpl::take(const net::Connection* link, net::Incoming&& in) {
     answer_status(peer.link, *request);
   } else if (const auto* unload = std::get_if<wire::Unload>(&in.message);
              unload != nullptr && role == wire::Role::kCoordinator) {
-    later([this, peer_link = peer.link, request = *unload] {
+    jobs_.add(link, [this, peer_link = peer.link, request = *unload] {
       held_.drop(request.model);
       try {
         peer_link->send(status(request.request));
@@ -362,7 +388,10 @@ void WorkerImpl::load(const Peer& peer, std::uint64_t epoch, wire::Load load) {
   log({"load",
        strcat("the coordinator ", peer.link->peer().address, " deploys ", net::printable(load.name),
               " as stage ", load.stage + 1, " of ", load.stages.size()),
-       {{"peer", peer.link->peer().address}, {"model", net::printable(load.name)}}});
+       {{"peer", peer.link->peer().address},
+        {"model", net::printable(load.name)},
+        {"stage", std::int64_t{load.stage} + 1},
+        {"stages", static_cast<std::int64_t>(load.stages.size())}}});
   peer.link->set_epoch(epoch);
   auto made = std::make_shared<Deployment>(*this, epoch, std::move(load), peer.link, peer.source);
   const std::scoped_lock lock(mutex_);
@@ -497,8 +526,8 @@ void WorkerImpl::know_rates() {
          strcat("measured: reads ", std::round(rates->read_bytes_per_s / 1e8) / 10,
                 " GB/s, computes ", std::round(rates->matmul_ops_per_s / 1e9), " GOP/s",
                 path.empty() ? "" : "; remembered, to be measured again without ", path),
-         {{"read_bytes_per_s", strcat(rates->read_bytes_per_s)},
-          {"matmul_ops_per_s", strcat(rates->matmul_ops_per_s)}}});
+         {{"read_bytes_per_s", rates->read_bytes_per_s},
+          {"matmul_ops_per_s", rates->matmul_ops_per_s}}});
   }
   const std::scoped_lock lock(mutex_);
   rates_ = *rates;

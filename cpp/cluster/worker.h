@@ -11,16 +11,22 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
+#include <variant>
+#include <vector>
 
 #include "net/connection.h"
 
 namespace moesaic::cluster {
 
+// Numbers stay numbers in --log-json.
+using LogValue = std::variant<std::string, std::int64_t, double>;
+
 // One line of a worker's log. `fields` are for --log-json.
 struct LogEvent {
   std::string event;  // "ready", "coordinator", "load", "loaded", "lost", "refused", ...
   std::string text;   // a whole sentence for people
-  std::vector<std::pair<std::string, std::string>> fields;
+  std::vector<std::pair<std::string, LogValue>> fields;
 };
 
 struct WorkerOptions {
@@ -40,6 +46,9 @@ struct WorkerOptions {
   std::chrono::milliseconds turn{5};
   std::string backend = "auto";
   std::string release;
+  // What else the line "ready" says: where the cache is, how many models were found.
+  std::string ready_text;
+  std::vector<std::pair<std::string, LogValue>> ready_fields;
   std::function<void(const LogEvent&)> log;  // from any thread, one call at a time
 };
 

@@ -353,6 +353,10 @@ class ClusterKey:
         Of a file of mode 0600, by its encoded path.
         """
     def __repr__(self) -> str: ...
+    def name(self) -> str:
+        """
+        Of the key in use, for logs: tells nothing about it.
+        """
     def text(self) -> bytes: ...
 
 class Worker:
@@ -375,6 +379,17 @@ class Worker:
         threads: typing.SupportsInt | typing.SupportsIndex,
         backend: str,
         release: str,
+        ready_text: str = "",
+        ready_fields: collections.abc.Sequence[
+            tuple[
+                str,
+                str
+                | typing.SupportsInt
+                | typing.SupportsIndex
+                | typing.SupportsFloat
+                | typing.SupportsIndex,
+            ]
+        ] = [],
     ) -> None:
         """
         Listens when it returns. Folders are encoded paths, empty for none.
@@ -385,7 +400,7 @@ class Worker:
         """
     def next_event(
         self, timeout_s: typing.SupportsFloat | typing.SupportsIndex
-    ) -> tuple[str, str, list[tuple[str, str]]] | None:
+    ) -> tuple[str, str, list[tuple[str, str | int | float]]] | None:
         """
         (event, text, fields) of the log; None when the time is over, or after close().
         """

@@ -25,11 +25,13 @@ from moesaic._version import __version__
 from moesaic.cli.terminal import command, human_bytes, plain
 from moesaic.errors import ArgumentError, IoError
 from moesaic.folders import cache_folder, make_private, replaceable
+from moesaic.key_source import key_from_environment
 from moesaic.units import parse_bytes, parse_memory
 
-_KEY_VARIABLE = "MOESAIC_KEY"
 _LAST_MOMENTS_S = 0.5
+_END_DEADLINE_S = 10.0
 _MOST_THREADS = 1024
+_MOST_ENTRIES = 20_000
 
 
 @command
@@ -136,7 +138,7 @@ def worker(
     if no_cache and cache is not None:
         raise ArgumentError("[worker] got --cache and --no-cache, need one of them")
     if models is not None and not models.is_dir():
-        raise ArgumentError(f"[worker] --models: {models} is no folder")
+        raise ArgumentError(f"[worker] --models: {models} is not a directory")
     why = "" if models is None or models_for_now else replaceable(models)
     if why:
         text = f"--models {models}: {why}; until then others can change the weights that it serves"
@@ -150,11 +152,13 @@ def worker(
     free_bytes = _core.available_memory_bytes()
     if memory_bytes > free_bytes:
         text = f"--memory {memory}, but {human_bytes(free_bytes)} are free here now"
-        write_event("warning", text, {"free_bytes": str(free_bytes)}, log_json)
+        write_event("warning", text, {"free_bytes": free_bytes}, log_json)
+    cluster_key = chosen_key(key, key_fd)
+    ready = ready_fields(cluster_key, folder, models)
     core = _core.Worker(
         listen=listen,
         advertise=advertise,
-        key=chosen_key(key, key_fd),
+        key=cluster_key,
         plain_beyond_loopback=plain_beyond_loopback,
         models=os.fsencode(models) if models else b"",
         cache=os.fsencode(folder) if folder else b"",
@@ -165,13 +169,15 @@ def worker(
         threads=threads or 0,
         backend="auto",
         release=__version__,
+        ready_text=", ".join(f"{name} {value}" for name, value in ready),
+        ready_fields=ready,
     )
     log = threading.Thread(target=write_log, args=(core, log_json, stop), daemon=True)
     log.start()
     if json_ready:
         print_ready(core.address)
     stop.wait()
-    core.close()
+    end_by_deadline(core)
     log.join(_LAST_MOMENTS_S)
 
 
@@ -240,7 +246,7 @@ def watch(lifeline: int, stop: Stop, folder: Path | None) -> None:
 
 def chosen_key(path: Path | None, descriptor: int | None) -> _core.ClusterKey | None:
     """Return the key that the options or the environment give."""
-    text = os.environ.pop(_KEY_VARIABLE, None)  # not for processes that this one starts
+    from_environment = key_from_environment()  # taken in any case: it must not stay there
     if path is not None and descriptor is not None:
         raise ArgumentError("[worker] got --key and --key-fd, need one of them")
     if path is not None:
@@ -251,7 +257,45 @@ def chosen_key(path: Path | None, descriptor: int | None) -> _core.ClusterKey | 
                 return _core.ClusterKey.parse(file.read(4096))
         except OSError as error:
             raise IoError(f"[worker] --key-fd {descriptor}: {error.strerror}") from None
-    return None if text is None else _core.ClusterKey.parse(os.fsencode(text))
+    return from_environment
+
+
+def ready_fields(
+    key: _core.ClusterKey | None, cache: Path | None, models: Path | None
+) -> list[tuple[str, str | int | float]]:
+    """Return what the log says of this worker's key, cache and models when it is ready."""
+    fields: list[tuple[str, str | int | float]] = [
+        ("cache", "off" if cache is None else str(cache)),
+        ("key", "none" if key is None else key.name()),
+    ]
+    if models is not None:
+        fields += [("models", str(models)), ("models_found", count_models(models))]
+    return fields
+
+
+def count_models(folder: Path) -> int:
+    """Return how many GGUF files the folder has, as far as a moment's look goes."""
+    n_files = n_entries = 0
+    for _, folders, files in os.walk(folder):
+        n_files += sum(name.endswith(".gguf") for name in files)
+        n_entries += len(folders) + len(files)
+        if n_entries > _MOST_ENTRIES:
+            break
+    return n_files
+
+
+def end_by_deadline(core: _core.Worker) -> None:
+    """End all work; at once when some of it does not end, as where a disk does not answer."""
+
+    def give_up() -> None:
+        write_event("stuck", "work does not end: the process ends without it", {}, False)
+        os._exit(1)
+
+    deadline = threading.Timer(_END_DEADLINE_S, give_up)
+    deadline.daemon = True
+    deadline.start()
+    core.close()
+    deadline.cancel()
 
 
 def print_ready(address: str) -> None:
@@ -272,7 +316,7 @@ def write_log(core: _core.Worker, as_json: bool, stop: Stop) -> None:
             return
 
 
-def write_event(event: str, text: str, fields: dict[str, str], as_json: bool) -> None:
+def write_event(event: str, text: str, fields: dict[str, str | int | float], as_json: bool) -> None:
     """Write one line of the log."""
     now = datetime.now().astimezone().isoformat(timespec="milliseconds")
     if as_json:

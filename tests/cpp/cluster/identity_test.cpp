@@ -168,7 +168,7 @@ TEST_F(Identity, HeldAndCachedSlicesOfOtherWeightsAreNotTaken) {
   coordinator.reset();
   start({"", ""});
   EXPECT_EQ(answer(*deploy(open_mine())), answer_b);
-  EXPECT_TRUE(logged("(cache, 0 bytes read)")) << log;
+  EXPECT_TRUE(logged("(cache, 0 B read)")) << log;
   write_file(mine / "m.gguf", a);
   EXPECT_EQ(answer(*deploy(open_mine())), answer_a);
 }

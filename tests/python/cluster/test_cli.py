@@ -192,7 +192,7 @@ def test_the_default_cache_is_the_users(tmp_path):
         (["--listen", "0.0.0.0:0"], 2, "key"),  # without a key: this machine only
         (["--memory", "lots"], 2, 'got "lots"'),
         (["--threads", "0"], 2, "--threads: got 0"),
-        (["--models", "/no/such/folder"], 2, "is no folder"),
+        (["--models", "/no/such/folder"], 2, "is not a directory"),
         (["--cache", "/proc/no"], 1, "/proc/no"),
         (["--cache", "/tmp", "--no-cache"], 2, "one of them"),
         (["--key", "/no/such/key"], 1, "/no/such/key"),

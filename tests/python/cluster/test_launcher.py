@@ -109,7 +109,7 @@ def test_they_are_gone_with_the_last_reference():
 
 def test_a_worker_that_cannot_start_is_an_error_with_its_words(monkeypatch, tmp_path):
     launcher = LocalLauncher(models=tmp_path / "nowhere", memory=10**9)
-    with pytest.raises(moesaic.NetError, match=r"ended with code 2 .*nowhere is no folder"):
+    with pytest.raises(moesaic.NetError, match=r"ended with code 2 .*nowhere is not a directory"):
         launcher.start(2)
     with pytest.raises(moesaic.ClosedError):  # none is left
         launcher.start(1)
