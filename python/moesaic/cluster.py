@@ -119,7 +119,8 @@ class Cluster:
         models : str, os.PathLike or None
             Folder in which they look for files. None: they find what :meth:`load` is given.
         cache : str, os.PathLike or None
-            Folder for digests and pulled weights. None: nothing is kept.
+            Folder for digests and pulled weights. None: the workers keep nothing, and this process
+            remembers the digests of its files in the user's cache folder.
         memory : int or None
             Bytes that each may use for models. None: an equal share of what is free.
 
@@ -154,7 +155,7 @@ class Cluster:
             undo.callback(launcher.close)
             addresses = launcher.start(n)
             cluster = cls.__new__(cls)
-            folder = None if cache is None else Path(cache)
+            folder = usable_cache() if cache is None else Path(cache)
             cluster._connect(addresses, launcher.key, launcher, folder)
             launcher.on_start = Adder(cluster)
             undo.pop_all()

@@ -101,3 +101,17 @@ def test_metadata_and_weights_are_of_one_file(tmp_path, other, monkeypatch):
         got = m.forward([1, 2, 3])
     with moesaic.Model(DEMO, n_ctx=64, deterministic=True, progress=False) as m:
         assert (m.forward([1, 2, 3]) == got).all()
+
+
+def test_a_file_is_identified_once_for_all_local_clusters(tmp_path):
+    path = tmp_path / "m.gguf"
+    shutil.copyfile(DEMO, path)
+    stages: list[str] = []
+    for _ in range(2):
+        with (
+            moesaic.Cluster.local(1, memory=10**9) as c,
+            c.load(path, n_ctx=64, progress=lambda stage, done, total: stages.append(stage)),
+        ):
+            stages.append("loaded")
+    assert "identify this machine" in stages[: stages.index("loaded")]
+    assert "identify this machine" not in stages[stages.index("loaded") :]
