@@ -60,7 +60,9 @@ struct Bench {
                   rows.data(),    n_cols,      outs.data(), scratch.data()};
     return best_seconds(budget, [&] {
       for (std::int64_t i = 0; i < n_matrices; ++i) {
-        job.weight = weights.data() + static_cast<std::size_t>(i * n_rows) * row_bytes();
+        const std::size_t bytes = static_cast<std::size_t>(n_rows) * row_bytes();
+        job.weight = weights.data() + static_cast<std::size_t>(i) * bytes;
+        job.next = i + 1 < n_matrices ? job.weight + bytes : nullptr;  // as MatmulRun says
         if (many) {
           table.pack(kernel.act, rows.data(), n_cols, k, packed.data());
           kernel.many(job, {packed.data(), n_cols});
