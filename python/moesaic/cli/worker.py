@@ -126,6 +126,8 @@ def worker(
     ] = False,
 ) -> None:
     """Serve this machine's memory and CPU to a cluster. One log line per event on stderr."""
+    if lifeline_fd is None:  # a service: what it holds, prompts and the key, is not for dumps
+        _core.forbid_core_dumps()
     stop = Stop()
     stop.catch_signals()
     ours = models if models_for_now else None

@@ -78,6 +78,22 @@ def test_keys_are_left_out_of_core_dumps():
     assert undumped() == before
 
 
+def test_a_worker_leaves_no_core_dump():
+    with subprocess.Popen(
+        [sys.executable, "-m", "moesaic", "worker", "--listen", "127.0.0.1:0", "--no-cache",
+         "--json-ready", "--memory", "1G"],
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    ) as worker:  # fmt: skip
+        try:
+            assert worker.stdout is not None and "ready" in worker.stdout.readline()
+            limits = Path(f"/proc/{worker.pid}/limits").read_text()
+            (line,) = (each for each in limits.splitlines() if each.startswith("Max core file"))
+            assert line.split()[4:6] == ["0", "0"]
+        finally:
+            worker.terminate()
+        assert worker.wait(60) == 0
+
+
 def test_a_process_without_dumps():
     out = run(
         """
