@@ -133,9 +133,11 @@ void check_tensor_count(const SplitKeys& first, const FileSet& set) {
 
 void add_split_set(FileSet& set, const std::vector<std::string>& paths) {
   SplitKeys first;
+  std::uint64_t alignment = 0;  // of the first part
   for (std::size_t i = 0; i < paths.size(); ++i) {
     FileSet::Part part = map_part(paths[i]);
-    ParsedPart parsed = parse_part(part.bytes, paths[i]);
+    ParsedPart parsed = parse_part(part.bytes, paths[i], TensorData::kHere, alignment);
+    if (i == 0) alignment = parsed.alignment;
     const SplitKeys keys = split_keys(parsed, paths[i]);
     if (i == 0) {
       first = keys;

@@ -218,12 +218,48 @@ TensorInfo read_tensor(Cursor& cursor, std::uint64_t alignment) {
   return tensor;
 }
 
+std::uint64_t align_up(std::uint64_t n, std::uint64_t alignment) {
+  return (n + alignment - 1) & ~(alignment - 1);
+}
+
+// Whether a part whose directory ends at header_bytes is as long as one that is padded to this
+// alignment, its last tensor or not. Offsets are from the start of the data.
+bool has_alignment(const std::vector<TensorInfo>& tensors, std::uint64_t header_bytes,
+                   std::uint64_t file_bytes, std::uint64_t alignment) {
+  std::uint64_t end = 0;
+  for (const TensorInfo& tensor : tensors) {
+    if (tensor.offset % alignment != 0) return false;
+    if (tensor.offset > file_bytes || tensor.n_bytes > file_bytes - tensor.offset) return false;
+    end = std::max(end, tensor.offset + tensor.n_bytes);
+  }
+  const std::uint64_t data_start = align_up(header_bytes, alignment);
+  return data_start + end == file_bytes || data_start + align_up(end, alignment) == file_bytes;
+}
+
+// The alignment of a later part that does not say it: the first part's (as the gguf package pads
+// it) or the default (as llama.cpp's gguf-split does). A wrong guess would shift every weight.
+std::uint64_t alignment_by_size(Cursor& cursor, const ParsedPart& part, std::uint64_t file_bytes,
+                                std::uint64_t set_alignment) {
+  const bool as_set = has_alignment(part.tensors, part.header_bytes, file_bytes, set_alignment);
+  const bool as_default =
+      has_alignment(part.tensors, part.header_bytes, file_bytes, kDefaultAlignment);
+  const bool same_start =
+      align_up(part.header_bytes, set_alignment) == align_up(part.header_bytes, kDefaultAlignment);
+  if (part.tensors.empty() || (as_set && (same_start || !as_default))) return set_alignment;
+  if (as_default && !as_set) return kDefaultAlignment;
+  cursor.set_subject("", "");
+  cursor.fail_here("the part has no key \"general.alignment\", and its ", file_bytes, " bytes fit ",
+                   as_set ? "both " : "neither ", set_alignment, " (the first part's) ",
+                   as_set ? "and " : "nor ", kDefaultAlignment,
+                   " (the default): write the set anew with the key in each part");
+}
+
 // Turns offsets into offsets from the start of the file and checks that each tensor lies in it,
 // apart from all others.
 void place_tensors(Cursor& cursor, std::uint64_t alignment, std::uint64_t file_bytes,
                    std::vector<TensorInfo>& tensors) {
   cursor.set_subject("", "");
-  const std::uint64_t data_start = (cursor.position() + alignment - 1) & ~(alignment - 1);
+  const std::uint64_t data_start = align_up(cursor.position(), alignment);
   for (TensorInfo& tensor : tensors) {
     std::uint64_t end = 0;
     const bool wraps = __builtin_add_overflow(data_start, tensor.offset, &tensor.offset) ||
@@ -254,8 +290,8 @@ void place_tensors(Cursor& cursor, std::uint64_t alignment, std::uint64_t file_b
 
 }  // namespace
 
-ParsedPart parse_part(std::span<const std::uint8_t> bytes, const std::string& file,
-                      TensorData data) {
+ParsedPart parse_part(std::span<const std::uint8_t> bytes, const std::string& file, TensorData data,
+                      std::uint64_t set_alignment) {
   Cursor cursor(bytes, file);
   const Header header = read_header(cursor, bytes);
   ParsedPart part;
@@ -279,13 +315,18 @@ ParsedPart parse_part(std::span<const std::uint8_t> bytes, const std::string& fi
     }
   }
   part.alignment = read_alignment(cursor, part);
+  const bool is_unsaid = set_alignment != 0 && set_alignment != part.alignment &&
+                         data == TensorData::kHere &&
+                         find_value(part, "general.alignment") == nullptr;
 
   part.tensors.reserve(header.n_tensors);
   for (std::uint64_t i = 0; i < header.n_tensors; ++i) {
-    part.tensors.push_back(read_tensor(cursor, part.alignment));
+    part.tensors.push_back(
+        read_tensor(cursor, is_unsaid ? std::min(part.alignment, set_alignment) : part.alignment));
     cursor.set_subject("", "");
   }
   part.header_bytes = cursor.position();
+  if (is_unsaid) part.alignment = alignment_by_size(cursor, part, bytes.size(), set_alignment);
   const std::uint64_t file_bytes = data == TensorData::kHere ? bytes.size() : UINT64_MAX;
   place_tensors(cursor, part.alignment, file_bytes, part.tensors);
   return part;

@@ -26,9 +26,10 @@ enum class TensorData {
 };
 
 // Throws FormatError naming `file`, the byte and the key or tensor. The views in the result point
-// into `bytes`.
+// into `bytes`. set_alignment: of the first part of a set, for a later part, which need not repeat
+// the key; writers differ in how they pad it then, and its size decides (0: not a later part).
 ParsedPart parse_part(std::span<const std::uint8_t> bytes, const std::string& file,
-                      TensorData data = TensorData::kHere);
+                      TensorData data = TensorData::kHere, std::uint64_t set_alignment = 0);
 
 // The value of `key`, or null.
 const Value* find_value(const ParsedPart& part, std::string_view key);

@@ -158,7 +158,7 @@ TEST_F(Split, WhatIsNoFileIsAnIoError) {
   EXPECT_NE(refusal<IoError>("").find("path"), std::string::npos);
   const std::string pipe = (folder_ / "pipe.gguf").string();
   ASSERT_EQ(mkfifo(pipe.c_str(), 0600), 0);
-  EXPECT_NE(refusal<IoError>(pipe).find("no regular file"), std::string::npos);
+  EXPECT_NE(refusal<IoError>(pipe).find("not a regular file"), std::string::npos);
   std::ofstream((folder_ / "empty.gguf").string());
   EXPECT_NE(refusal((folder_ / "empty.gguf").string()).find("empty"), std::string::npos);
 }
