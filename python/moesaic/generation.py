@@ -10,7 +10,6 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
@@ -119,7 +118,7 @@ def check_options(
     capture = o.get("capture")
     return Checked(
         sampler=sampler,
-        sampling=MappingProxyType(sampling),
+        sampling=dict(sampling),
         sampling_from_file=from_file,
         max_tokens=None
         if max_tokens is None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 from small_models import small_model
@@ -92,3 +94,15 @@ def test_lists_where_one_is_needed(demo):
     for call in (demo.generate, demo.forward, demo.stream):
         with pytest.raises(moesaic.ArgumentError, match=r"got messages.*chat\(messages\)"):
             call([{"role": "user", "content": "hi"}])
+
+
+def test_results_go_through_pickle():
+    m = moesaic.Model.demo()
+    for made in (
+        m.generate("It is", max_tokens=2, logprobs=1, capture="final_norm"),
+        m.chat([{"role": "user", "content": "Hi"}], max_tokens=2),
+        m.capture("It is", ["final_norm"]),
+    ):
+        copy = pickle.loads(pickle.dumps(made))
+        assert copy.fingerprint == made.fingerprint
+        assert repr(copy) == repr(made)
