@@ -122,6 +122,7 @@ int ended(void (*work)()) {
   if (pid == 0) {
     const rlimit none{0, 0};
     ::setrlimit(RLIMIT_CORE, &none);
+    ::signal(SIGBUS, SIG_DFL);  // a sanitizer has a handler of its own
     work();
     ::_exit(0);
   }
