@@ -241,7 +241,7 @@ void register_cluster(py::module_& m) {
            "Load a model on the workers as the plan says.")
       .def("add", &add, py::arg("address"), "Link to one more worker.")
       .def("unload", &unload, py::arg("model"),
-           "Let workers drop weights that nobody uses, of one model or (empty) of all.")
+           "Let workers drop unused weights, of one model or (empty) of all.")
       .def(
           "close",
           [](const CoordinatorPtr& self) {

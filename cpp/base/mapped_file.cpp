@@ -69,7 +69,7 @@ bool replace_page(std::uintptr_t address) {
     const std::uintptr_t last = (end + kPageBytes - 1) / kPageBytes * kPageBytes;
     const bool all = slot.n_faults.fetch_add(1) >= kSingleFaults;
     const std::uintptr_t replaced_end = all ? last : page + kPageBytes;
-    // Marked first: whoever reads a zero must find the mark.
+    // Marked first: a reader of a zero must find the mark.
     lower(slot.damaged_begin, page);
     raise_to(slot.damaged_end, replaced_end);
     void* const at = reinterpret_cast<void*>(page);
@@ -174,7 +174,7 @@ MappedFile::MappedFile(int fd, std::size_t n_bytes, std::string path) : path_(st
 MappedFile::~MappedFile() {
   if (fd_ < 0) return;
   // Unmapped while the slot is still taken: a thread that reads on is an error of ours, and must
-  // not be given zeros at an address that may belong to somebody else by then.
+  // not be given zeros at an address that may be another mapping by then.
   ::munmap(const_cast<std::uint8_t*>(bytes_.data()), bytes_.size());
   free_slot(slot_);
   ::close(fd_);

@@ -1,7 +1,8 @@
 // A file mapped read-only whose faults do not end the process. Reading a page that the file no
 // longer has (it was cut off) or that the disk cannot read raises SIGBUS; a handler of this module
 // puts a page of zeros in its place and marks the mapping as damaged. Compute code so runs on, and
-// whoever uses what was computed asks check() first: no result of zeros may leave. Not for writing.
+// its caller asks check_intact() before it uses a result: none made of zeros may leave. Not for
+// writing.
 #pragma once
 
 #include <cstddef>
@@ -35,7 +36,8 @@ class MappedFile {
   void check_intact() const;
 
  private:
-  struct State {  // what changes when a file is written to
+  // What changes when a file is written to. Not its time of change: moving it changes that too.
+  struct State {
     std::uint64_t size = 0;
     std::int64_t modified_ns = 0;
     bool operator==(const State&) const = default;

@@ -1,7 +1,7 @@
 // What a model is, weights included: a tree of digests over all its bytes. A leaf is a unit's
 // SHA-256 (weight_units.h), a tensor's digest is over those of its units, and the identity is over
 // the headers' digest and those of all tensors. Who knows the identity can check any part of the
-// tree, whoever sent it. Not for making unit digests: hash_units.h.
+// tree, from any source. Not for making unit digests: hash_units.h.
 #pragma once
 
 #include <cstdint>

@@ -18,7 +18,7 @@ using failpoint::Site;
 constexpr std::chrono::seconds kSayAgain{1};
 // Deployments whose coordinator is gone end within a layer, unless their thread stands still.
 constexpr std::chrono::seconds kFreeingPatience{10};
-// No layer takes so long, from the slowest disk: whoever has the turn will not give it back.
+// No layer takes so long, from the slowest disk: the turn will not be given back.
 constexpr std::chrono::minutes kStuck{10};
 
 backend::KvType kv_type_from_wire(std::uint8_t value) {

@@ -42,12 +42,12 @@ void Deployment::run(wire::Run run, std::span<const std::uint8_t> payload) {
       seat_.leave();  // it may take a while, and pings are to be answered
     });
     phase_ = Phase::kComputing;
-    stage_->held().check_files();  // before, and after: what was changed meanwhile gave the rows
     output = stage_->run(run, payload, &flag, [&] {
       ++units_done_;
       turn.yield();
       phase_ = Phase::kComputing;
     });
+    // By path and time of change, which finds writes that put the time of modification back.
     stage_->held().check_files();
     failpoint::pass(Site::kRunEnd);
   } catch (const CancelledError&) {

@@ -1,6 +1,6 @@
 // Deployments on their way out. Each is freed when its thread has ended; one whose thread stands
-// still (a page that a dead disk does not give) waits here and holds up nobody else. What they have
-// taken counts until it is freed. Thread-safe.
+// still (a page that a dead disk does not give) waits here and holds up nothing else. What they
+// have taken counts until it is freed. Thread-safe.
 #pragma once
 
 #include <chrono>

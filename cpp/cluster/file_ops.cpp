@@ -146,7 +146,7 @@ std::string temporary_name(const std::string& path) {
   return strcat(path, ".tmp-r", to_hex(sha256(&number, sizeof number)).substr(0, 16));
 }
 
-// Locked for as long as it is written: one that nobody locks was left by a dead process, whatever
+// Locked for as long as it is written: an unlocked one was left by a dead process, whatever
 // container or machine that was in (remove_if_abandoned).
 Fd make_temporary(FileOps& ops, const std::string& path, std::string& name) {
   for (;;) {

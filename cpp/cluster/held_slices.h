@@ -49,7 +49,7 @@ class HeldSlices {
   // Lets go slices that nobody uses, those used longest ago first, until all together are at most
   // `most` bytes; `keep` stays. Returns what is held then.
   std::uint64_t shrink(std::uint64_t most, const SliceKey& keep);
-  // Lets go slices of a model, by its file's name or its identity in hex, that nobody uses; of all
+  // Lets go unused slices of a model, by its file's name or its identity in hex; of all
   // models when it is empty.
   void drop(const std::string& model);
   std::vector<std::shared_ptr<HeldSlice>> all() const;

@@ -54,7 +54,7 @@ class Puller {
   explicit Puller(const PullJob& job) : job_(job), layout_(*job.layout), target_(*job.target) {
     for (const SourceManifest& found : job.manifests->found) {
       if (sources_.size() < kMaxSources) sources_.push_back({&found});
-      // Whoever says it: what proves itself is right.
+      // From any source: what proves itself is right.
       UnitDigests claimed;
       for (const wire::UnitDigest& unit : found.manifest.units) {
         claimed[{unit.tensor, unit.expert}] = unit.sha256;

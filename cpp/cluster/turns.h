@@ -1,8 +1,9 @@
 // Turns at the compute of one worker. Deployments of several coordinators share its cores: turns
 // are given in order of arrival, and work that has lasted a while lets others in between two
-// layers. Whoever waits is thus served after at most one quantum (or one layer, where that takes
-// longer) of each user before it. Also knows when the compute last moved: a turn that stands still
-// is what makes a worker stuck. Thread-safe. Not for the cores themselves: base/thread_pool.h.
+// layers. A waiting deployment is thus served after at most one quantum (or one layer, where that
+// takes longer) of each user before it. Also knows when the compute last moved: a turn that stands
+// still is what makes a worker stuck. Thread-safe. Not for the cores themselves:
+// base/thread_pool.h.
 #pragma once
 
 #include <atomic>

@@ -478,7 +478,7 @@ void WorkerImpl::answer_status(const std::shared_ptr<net::Connection>& link,
   }
 }
 
-// What is on its way out counts as taken: whoever plans should not see it for nothing.
+// What is on its way out counts as taken: a plan must not count it as free.
 void WorkerImpl::answer_measured(const std::shared_ptr<net::Connection>& link,
                                  const wire::StatusRequest& request) {
   try {

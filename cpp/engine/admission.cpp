@@ -101,7 +101,7 @@ void Core::admit() {
         waiting_.erase(waiting_.begin() + static_cast<std::ptrdiff_t>(i));
       }
     }
-    if (admission == Admission::kNoRoom) {  // nobody overtakes: the large would starve
+    if (admission == Admission::kNoRoom) {  // no overtaking: large requests would starve
       lacks_room_ = true;
       return;
     }

@@ -123,7 +123,7 @@ void Core::loop() {
       admit();
       worked = run_step();
       if (lost_) tell_the_loss();
-    } catch (...) {  // a bug of ours or memory at its end: nobody may wait forever
+    } catch (...) {  // a bug of ours or memory at its end: no caller may wait forever
       fail_everything(std::current_exception());
       worked = true;
     }
@@ -144,7 +144,7 @@ void Core::loop() {
 }
 
 // A command that is waited for keeps its error in its future. Of another one, only memory at its
-// end can be the reason: then nobody may wait for what it would have done.
+// end can be the reason: then no caller may wait for what it would have done.
 void Core::run_commands(std::vector<std::function<void()>>& commands) noexcept {
   for (auto& command : commands) {
     try {

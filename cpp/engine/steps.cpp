@@ -1,7 +1,7 @@
 // From active requests to steps and back: choose rows, run them, hand out what they gave. A step
 // that fails with several members is run again one by one, so that only the guilty one gets the
 // error (start is authoritative: rows that were cached before are written again). When the Runner
-// itself fails, nobody is guilty, and all members fail at once.
+// itself fails, no request is the cause, and all members fail at once.
 #include <algorithm>
 #include <iterator>
 #include <utility>

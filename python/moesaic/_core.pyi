@@ -537,7 +537,7 @@ class Coordinator:
         """
     def unload(self, model: str) -> list[NodeInfo]:
         """
-        Let workers drop weights that nobody uses, of one model or (empty) of all.
+        Let workers drop unused weights, of one model or (empty) of all.
         """
 
 def _throw(name: str, message: str) -> None:

@@ -1,7 +1,7 @@
 """The processes that render chat templates: started when needed, bounded in time and size.
 
 Each answers one request at a time (_chat_worker.py says how). A caller takes an idle one or starts
-another, up to a few, so that a slow template, or a process that stands still, holds up nobody else.
+another, up to a few, so that a slow template, or a process that stands still, holds up no other.
 Writing a request, waiting and reading its answer share one deadline. Not here: what is rendered.
 """
 

@@ -118,6 +118,32 @@ TEST(FailedStage, IsLostAtOnceSaysWhyAndTheNextCallWorks) {
   })) << rig.log();
 }
 
+// Its net thread answers all the while: only what the pings say of its computing tells.
+TEST(StuckStage, IsLostAfterTheDeadlineOfAStepAndTheNextCallWorks) {
+  ClusterRig rig(model::testing::tiny_llama({.n_layers = 4}), {.n_workers = 2});
+  const Disarm disarm;
+  DeployOptions options;
+  options.load = ClusterRig::load_options();
+  options.least_step_deadline = std::chrono::seconds(3);
+  const auto runner = rig.deploy(options);
+  const Tokens tokens = model::testing::some_tokens(40, runner->config().vocab, 1);
+  const auto expected = model::testing::all_logits(*runner, tokens, 40);
+  failpoint::arm(Site::kStageLayer, Failure::kStall);
+  const auto begin = Clock::now();
+  try {
+    model::testing::all_logits(*runner, tokens, 40);
+    ADD_FAILURE() << "nothing was lost";
+  } catch (const WorkerLost& lost) {
+    EXPECT_NE(std::string(lost.what()).find("computed nothing for 3000 ms"), std::string::npos)
+        << lost.what();
+  }
+  EXPECT_TRUE(failpoint::has_fired());
+  EXPECT_GE(Clock::now() - begin, std::chrono::seconds(2));
+  EXPECT_LT(Clock::now() - begin, std::chrono::seconds(60));  // and not after five minutes
+  failpoint::disarm();                                        // the page comes
+  EXPECT_EQ(model::testing::all_logits(*runner, tokens, 40), expected);
+}
+
 TEST(SharedWorker, TwoUsersBetweenTheLayersOfEachOtherGetTheirOwnBytes) {
   for (const bool deterministic : {true, false}) {
     ClusterRig rig(model::testing::tiny_deepseek2({.n_layers = 5}),
@@ -151,7 +177,7 @@ class Standstill : public ::testing::Test {
   }
 };
 
-TEST_F(Standstill, IsSeenInPingsAndHoldsUpNobody) {
+TEST_F(Standstill, HoldsUpNoOtherAndItsMemoryStaysCounted) {
   ClusterRig rig(model::testing::tiny_llama({.n_layers = 4}), {.n_workers = 1});
   const Disarm disarm;
   const Tokens tokens = model::testing::some_tokens(40, rig.local()->config().vocab, 1);
