@@ -7,6 +7,7 @@
 #include <string>
 
 #include "model/arch/registry.h"
+#include "model/unsupported_keys.h"
 
 namespace moesaic::model {
 namespace {
@@ -81,6 +82,7 @@ ModelFile understand(std::shared_ptr<const gguf::File> file) {
   ModelFile model;
   model.file = std::move(file);
   model.config = family.read(keys);
+  refuse_unsupported_keys(keys, model.config);
   read_outside(keys, model);
 
   const auto n_layers = static_cast<std::size_t>(model.config.n_layers);

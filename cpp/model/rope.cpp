@@ -102,9 +102,13 @@ Rope read_rope(const Keys& keys, std::int64_t n_rot, std::int64_t d_head,
   apply_rope_freqs(keys, freqs);
 
   const bool has_factor = keys.has("rope.scaling.factor");
-  const std::string kind = keys.text_or("rope.scaling.type", has_factor ? "linear" : "none");
+  // Older files give linear scaling under another name; 0 stands for none. The newer key wins.
+  const double older = has_factor ? 0.0 : keys.number_or("rope.scale_linear", 0.0);
+  if (older < 0.0) keys.bad("rope.scale_linear", older, "a number above 0, or 0 for none");
+  const bool is_scaled = has_factor || older != 0.0;
+  const std::string kind = keys.text_or("rope.scaling.type", is_scaled ? "linear" : "none");
   if (kind == "linear") {
-    const double factor = keys.positive_or("rope.scaling.factor", 1.0);
+    const double factor = older != 0.0 ? older : keys.positive_or("rope.scaling.factor", 1.0);
     for (double& freq : freqs) freq /= factor;
   } else if (kind == "yarn") {
     const Yarn yarn = read_yarn(keys);
