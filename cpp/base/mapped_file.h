@@ -25,6 +25,8 @@ class MappedFile {
   MappedFile& operator=(const MappedFile&) = delete;
 
   std::span<const std::uint8_t> bytes() const { return bytes_; }
+  // Of the file that is mapped, whatever has its name now; -1 when nothing is mapped.
+  int descriptor() const { return fd_; }
 
   // Throws IoError when a page of [offset, offset + n_bytes) that has been read was not there.
   void check_read(std::size_t offset, std::size_t n_bytes) const;

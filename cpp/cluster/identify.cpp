@@ -1,7 +1,6 @@
 // See identify.h.
 #include "cluster/identify.h"
 
-#include <algorithm>
 #include <cerrno>
 
 #include "base/digest.h"
@@ -11,10 +10,18 @@
 namespace moesaic::cluster {
 namespace {
 
-constexpr int kTries = 3;
-
 bool is_same_file(const FileState& a, const FileState& b) {
   return a.inode == b.inode && a.device == b.device && a.born_ns == b.born_ns;
+}
+
+// Asked of the open files, not of their names: another file may have such a name by now.
+FileStates states_of(const gguf::File& file) {
+  FileStates states;
+  const std::vector<int> open = file.descriptors();
+  for (std::size_t i = 0; i < open.size(); ++i) {
+    states.push_back(file_state(open[i], file.paths()[i]));
+  }
+  return states;
 }
 
 // Of a file that is in memory only.
@@ -36,18 +43,11 @@ UnitDigests digests_in_memory(const gguf::File& file, const std::vector<UnitKey>
 LocalFile open_settled(const std::string& path) {
   LocalFile local;
   local.file = gguf::File::open(path);
-  for (int i = 0; i < kTries; ++i) {
-    local.paths.assign(local.file->paths().begin(), local.file->paths().end());
-    // Opened between two looks that agree: what is mapped is what the states are of.
-    local.states = file_states(local.paths);
-    local.file = gguf::File::open(path);
-    const auto paths = local.file->paths();
-    if (std::equal(paths.begin(), paths.end(), local.paths.begin(), local.paths.end()) &&
-        file_states(local.paths) == local.states) {
-      return local;
-    }
-  }
-  fail<IoError>("[weights] ", path, ": it is being changed; wait until it is written");
+  local.paths.assign(local.file->paths().begin(), local.file->paths().end());
+  local.states = states_of(*local.file);
+  // Not written to between the parsing and this look.
+  local.file->check_intact();
+  return local;
 }
 
 LocalFile open_local_file(const std::string& path) {
@@ -60,17 +60,11 @@ LocalFile local_file_of(std::shared_ptr<const gguf::File> file) {
   LocalFile local;
   local.paths.assign(file->paths().begin(), file->paths().end());
   local.headers = header_identity(*file);
+  local.states = states_of(*file);
   local.file = std::move(file);
-  try {
-    local.states = file_states(local.paths);
-  } catch (const IoError&) {  // it is in memory only
-    return local;
-  }
-  const LocalFile now = open_local_file(local.paths.front());
-  if (now.headers != local.headers || now.states != local.states) {
-    fail<FormatError>("[weights] ", local.paths.front(),
-                      ": it has changed since it was opened; open it again");
-  }
+  if (local.states.empty()) return local;  // it is in memory only
+  local.file->check_intact();
+  check_unchanged(local.paths, local.states);
   return local;
 }
 

@@ -1,5 +1,5 @@
-// Finds out what a file on this machine's disk is: opens it between two looks that agree, reads
-// what is not remembered of its digests, and makes its identity. Not for choosing files by name:
+// Finds out what a file on this machine's disk is: opens it and looks at what is open, reads what is
+// not remembered of its digests, and makes its identity. Not for choosing files by name:
 // local_copies.h.
 #pragma once
 
@@ -22,11 +22,12 @@ struct LocalFile {
   wire::Digest headers{};
 };
 
-// Throws IoError (also when it is being changed), FormatError.
+// Throws IoError (also when it is written to meanwhile), FormatError.
 LocalFile open_local_file(const std::string& path);
 // The same without the digest of the headers, which takes some milliseconds.
 LocalFile open_settled(const std::string& path);
-// The same for a file that has been opened already, which must be the one under its path.
+// The same for a file that has been opened already. Throws FormatError when another file has its
+// name now.
 LocalFile local_file_of(std::shared_ptr<const gguf::File> file);
 // Throws FormatError naming a part that has changed: under its path there is something else now.
 void check_unchanged(std::span<const std::string> paths, const FileStates& states);

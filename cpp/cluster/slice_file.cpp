@@ -112,6 +112,7 @@ class SliceFile final : public gguf::File {
   void check_intact() const override {
     if (bytes_.mapped) bytes_.mapped->check_intact();
   }
+  std::vector<int> descriptors() const override { return {}; }  // none of the model's own files
   const gguf::Value* find(std::string_view key) const override { return directory_->find(key); }
   const gguf::TensorInfo* find_tensor(std::string_view name) const override {
     return directory_->find_tensor(name);

@@ -47,6 +47,7 @@ class TensorFile final : public gguf::File {
   }
   std::span<const std::span<const std::uint8_t>> headers() const override { return {}; }
   void check_intact() const override {}  // in memory
+  std::vector<int> descriptors() const override { return {}; }
 
  private:
   std::string name_ = "(memory)";

@@ -93,6 +93,14 @@ class FileSet final : public File {
     for (const Part& part : parts_) part.mapping.check_intact();
   }
 
+  std::vector<int> descriptors() const override {
+    std::vector<int> open;
+    for (const Part& part : parts_) {
+      if (const int fd = part.mapping.descriptor(); fd >= 0) open.push_back(fd);
+    }
+    return open;
+  }
+
  private:
   std::vector<Part> parts_;
   std::vector<std::string> paths_;

@@ -122,6 +122,8 @@ class File {
   // throws IoError when a part could not be read where it was (it was cut off, or the disk failed:
   // zeros were read instead) or was written to since it was opened. A system call for each part.
   virtual void check_intact() const = 0;
+  // Of each part the open file, which lives as long as the File; none when it is in memory.
+  virtual std::vector<int> descriptors() const = 0;
 };
 
 }  // namespace moesaic::gguf

@@ -15,6 +15,7 @@ class Mapping {
   // Throws IoError when the system refuses or the path is not a regular file.
   explicit Mapping(const std::string& path);
   std::span<const std::uint8_t> bytes() const { return file_.bytes(); }
+  int descriptor() const { return file_.descriptor(); }
   void check_intact() const { file_.check_intact(); }  // see File::check_intact
 
  private:

@@ -66,6 +66,7 @@ class MergedFile final : public gguf::File {
     return file_->headers();
   }
   void check_intact() const override { file_->check_intact(); }
+  std::vector<int> descriptors() const override { return file_->descriptors(); }
   const gguf::Value* find(std::string_view key) const override { return file_->find(key); }
 
   const gguf::TensorInfo* find_tensor(std::string_view name) const override {

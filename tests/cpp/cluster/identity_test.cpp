@@ -1,8 +1,13 @@
 // Models with equal headers and other weights, in a whole cluster: whose weights answer.
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <filesystem>
+#include <thread>
+
 #include "cluster/cluster_rig.h"
 #include "cluster/content.h"
+#include "cluster/identify.h"
 
 namespace moesaic::cluster::testing {
 namespace {
@@ -60,6 +65,42 @@ TEST_F(ContentTest, DigestsThatDoNotGiveTheIdentity) {
   other = content;
   other.tensors.pop_back();
   EXPECT_FALSE(is_consistent(other));
+}
+
+// --- a file on this machine's disk
+
+// The file that was opened is the one that is known, whatever has its name a moment later.
+TEST(LocalFileTest, OpensWhileItsNameIsGivenToNewFiles) {
+  Folder folder;
+  const std::string path = write_model(folder);
+  const std::vector<std::uint8_t> bytes =
+      model::testing::bytes_of(model::testing::tiny_deepseek2());
+  std::atomic<bool> stop{false};
+  std::thread writer([&] {
+    for (int i = 0; !stop && i < 10'000; ++i) {
+      write_file(folder / "new", bytes);
+      std::filesystem::rename(folder / "new", path);
+    }
+  });
+  for (int i = 0; i < 500; ++i) {
+    const LocalFile local = open_settled(path);
+    EXPECT_EQ(local.states.at(0).inode, file_state(local.file->descriptors().at(0), path).inode);
+    if (::testing::Test::HasFailure()) break;
+  }
+  stop = true;
+  writer.join();
+}
+
+TEST(LocalFileTest, AnOpenFileThatLostItsNameToAnotherIsNotReadByName) {
+  Folder folder;
+  const std::string path = write_model(folder);
+  const std::shared_ptr<const gguf::File> file = gguf::File::open(path);
+  EXPECT_EQ(local_file_of(file).states.size(), 1U);
+  std::vector<std::uint8_t> other = model::testing::bytes_of(model::testing::tiny_deepseek2());
+  other.back() ^= 1;  // equal headers
+  write_file(folder / "new", other);
+  std::filesystem::rename(folder / "new", path);
+  EXPECT_THROW(local_file_of(file), FormatError);
 }
 
 // --- clusters. Files A and B have equal headers.

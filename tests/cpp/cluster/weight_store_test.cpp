@@ -394,6 +394,7 @@ class OtherView final : public gguf::File {
   std::span<const gguf::TensorInfo> tensors() const override { return file_->tensors().subspan(1); }
   std::span<const std::string> paths() const override { return file_->paths(); }
   void check_intact() const override { file_->check_intact(); }
+  std::vector<int> descriptors() const override { return file_->descriptors(); }
   const gguf::Value* find(std::string_view key) const override { return file_->find(key); }
   const gguf::TensorInfo* find_tensor(std::string_view n) const override {
     return file_->find_tensor(n);
