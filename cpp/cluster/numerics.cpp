@@ -126,16 +126,23 @@ class Numerics {
     digest_.update(values.data(), values.size() * sizeof(float));
   }
 
-  // One row (decode's kernels) and several (prefill's).
-  void matmuls(const quant::QtypeTraits& traits) {
-    const std::int64_t n_blocks = kRows * kCols / traits.block_elems;
+  // (n_experts, rows, kCols). Made of blocks, not encoded from values: that takes much longer.
+  std::unique_ptr<backend::Weight> some_weight(const quant::QtypeTraits& traits,
+                                               std::int64_t n_experts, std::int64_t rows) {
+    const std::int64_t n_blocks = n_experts * rows * kCols / traits.block_elems;
     const std::vector<std::uint8_t> bytes = some_blocks(traits, n_blocks, values_);
-    const auto file = std::make_shared<TensorFile>(traits.type, kRows, kCols, bytes);
+    const auto file = std::make_shared<TensorFile>(traits.type, rows, kCols, bytes, n_experts);
     backend::WeightSource source;
     source.file = file;
     source.tensor = file->tensors().data();
-    source.n_rows = kRows;
-    const auto weight = backend_->load(source);
+    source.n_experts = n_experts;
+    source.n_rows = rows;
+    return backend_->load(source);
+  }
+
+  // One row (decode's kernels) and several (prefill's).
+  void matmuls(const quant::QtypeTraits& traits) {
+    const auto weight = some_weight(traits, 1, kRows);
     const Mat x = some(kInputs, kCols);
     const Mat y = mat(kInputs, kRows);
     for (const std::int64_t n : {std::int64_t{1}, kInputs}) {
@@ -158,8 +165,7 @@ class Numerics {
     buffers_.push_back(backend_->allocate(n_slots * sizeof(float)));
     backend::Buffer* const weights = buffers_.back().get();
     const backend::Routing routing{ids, weights, kInputs, kActive, kExperts};
-    const auto matrices = backend_->make_weight(Qtype::kQ4_K, kExperts, kCols, kCols,
-                                                values_.many(kExperts * kCols * kCols));
+    const auto matrices = some_weight(quant::traits(Qtype::kQ4_K), kExperts, kCols);
     for (const auto function :
          {backend::RouterFunction::kSoftmax, backend::RouterFunction::kSigmoid,
           backend::RouterFunction::kSoftmaxSelected}) {

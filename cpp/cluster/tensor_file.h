@@ -14,10 +14,11 @@ namespace moesaic::cluster {
 
 class TensorFile final : public gguf::File {
  public:
-  // (rows, cols) of the type, filled with `pattern` (whole rows of it) again and again.
+  // (rows, cols) or (n_experts, rows, cols) of the type, filled with `pattern` (whole rows of it)
+  // again and again.
   TensorFile(quant::Qtype type, std::int64_t rows, std::int64_t cols,
-             std::span<const std::uint8_t> pattern) {
-    const auto n_rows = static_cast<std::uint64_t>(rows);
+             std::span<const std::uint8_t> pattern, std::int64_t n_experts = 1) {
+    const auto n_rows = static_cast<std::uint64_t>(rows * n_experts);
     const auto n_cols = static_cast<std::uint64_t>(cols);
     tensor_ = {.name = "tensor",
                .type = type,
@@ -26,6 +27,10 @@ class TensorFile final : public gguf::File {
                .offset = 0,
                .n_bytes = quant::row_bytes(type, n_cols) * n_rows,
                .n_elems = n_cols * n_rows};
+    if (n_experts > 1) {
+      tensor_.ne = {n_cols, static_cast<std::uint64_t>(rows),
+                    static_cast<std::uint64_t>(n_experts)};
+    }
     bytes_ = AlignedBuffer(tensor_.n_bytes);
     for (std::uint64_t at = 0; at < tensor_.n_bytes; at += pattern.size()) {
       std::copy_n(pattern.data(), std::min<std::uint64_t>(pattern.size(), tensor_.n_bytes - at),
