@@ -15,7 +15,7 @@
 #include "bindings/news_board.h"
 #include "bindings/plan.h"
 #include "bindings/register.h"
-#include "cluster/coordinator.h"
+#include "cluster/coordinator/coordinator.h"
 
 namespace py = pybind11;
 

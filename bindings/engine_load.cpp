@@ -9,7 +9,7 @@
 #include "bindings/gguf_file.h"
 #include "bindings/interruptible.h"
 #include "gguf/file.h"
-#include "model/local_runner.h"
+#include "model/run/local_runner.h"
 
 namespace py = pybind11;
 

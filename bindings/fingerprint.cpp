@@ -7,8 +7,8 @@
 #include "bindings/gguf_file.h"
 #include "bindings/interruptible.h"
 #include "bindings/register.h"
-#include "cluster/digest_book.h"
-#include "cluster/identify.h"
+#include "cluster/weights/digest_book.h"
+#include "cluster/weights/identify.h"
 
 namespace py = pybind11;
 

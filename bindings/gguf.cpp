@@ -19,7 +19,7 @@
 #include "bindings/numpy.h"
 #include "bindings/register.h"
 #include "bindings/text.h"
-#include "cluster/identify.h"
+#include "cluster/weights/identify.h"
 #include "gguf/writer.h"
 #include "quant/checked_encode.h"
 #include "quant/qtype.h"

@@ -6,7 +6,7 @@
 #include <memory>
 #include <utility>
 
-#include "cluster/digest_book.h"
+#include "cluster/weights/digest_book.h"
 #include "gguf/file.h"
 
 namespace moesaic::bindings {

@@ -4,9 +4,9 @@
 #include "bindings/engine_types.h"
 #include "bindings/text.h"
 #include "gguf/file.h"
-#include "model/memory.h"
-#include "model/merged_experts.h"
-#include "model/model_file.h"
+#include "model/arch/model_file.h"
+#include "model/file/merged_experts.h"
+#include "model/run/memory.h"
 
 namespace py = pybind11;
 

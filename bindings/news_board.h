@@ -10,7 +10,7 @@
 #include <optional>
 #include <utility>
 
-#include "cluster/coordinator.h"
+#include "cluster/coordinator/coordinator.h"
 
 namespace moesaic::bindings {
 

@@ -7,8 +7,8 @@
 #include "bindings/interruptible.h"
 #include "bindings/register.h"
 #include "bindings/text.h"
-#include "cluster/cost.h"
-#include "cluster/measure.h"
+#include "cluster/measure/measure.h"
+#include "cluster/plan/cost.h"
 
 namespace py = pybind11;
 

@@ -5,7 +5,7 @@
 
 #include "bindings/engine_types.h"
 #include "bindings/gguf_file.h"
-#include "cluster/plan.h"
+#include "cluster/plan/plan.h"
 #include "gguf/file.h"
 
 namespace moesaic::bindings {

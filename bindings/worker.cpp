@@ -1,7 +1,7 @@
 // A cluster's key and a worker as Python sees them; cli/worker.py runs the one and cli/keygen.py
 // makes the other. Log events wait in a queue until a thread of Python's takes them, so that no
 // thread of the worker ever waits for the GIL or for who reads the log.
-#include "cluster/worker.h"
+#include "cluster/worker/worker.h"
 
 #include <pybind11/stl.h>
 

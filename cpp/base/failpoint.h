@@ -1,7 +1,7 @@
 // Places where tests make the code fail on purpose: an exception, or the allocation failure that
 // any call may meet. One relaxed load where nothing is armed. Only code of this process can arm a
 // site (there is no environment variable, no option and no message that does). Not for the inner
-// loops of kernels; the system calls of file code have their own (cluster/file_ops.h).
+// loops of kernels; the system calls of file code have their own (cluster/weights/file_ops.h).
 #pragma once
 
 #include <array>

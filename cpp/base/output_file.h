@@ -1,6 +1,6 @@
 // Writes a file so that its name shows either what was there before or the whole new content, never
 // a part. For files that users name: models, sessions. Not for the slice cache, whose file
-// operations are replaceable in tests (cluster/file_ops.h).
+// operations are replaceable in tests (cluster/weights/file_ops.h).
 #pragma once
 
 #include <sys/types.h>

@@ -4,7 +4,7 @@
 #include <utility>
 
 #include "engine/core.h"
-#include "model/sampler.h"
+#include "model/run/sampler.h"
 
 namespace moesaic::engine {
 namespace {

@@ -9,7 +9,7 @@
 
 #include "base/aligned_buffer.h"
 #include "engine/core.h"
-#include "model/sampler.h"
+#include "model/run/sampler.h"
 
 namespace moesaic::engine {
 namespace {

@@ -4,7 +4,7 @@
 
 #include "model/arch/registry.h"
 #include "model/config.h"
-#include "model/rope.h"
+#include "model/layers/rope.h"
 
 namespace moesaic::model::arch {
 

@@ -7,8 +7,8 @@
 #include <string_view>
 
 #include "model/config.h"
-#include "model/keys.h"
-#include "model/tensor_list.h"
+#include "model/file/keys.h"
+#include "model/file/tensor_list.h"
 
 namespace moesaic::model::arch {
 

@@ -5,9 +5,9 @@
 #include <atomic>
 #include <thread>
 
-#include "cluster/blob_server.h"
-#include "cluster/blob_source.h"
 #include "cluster/weight_rig.h"
+#include "cluster/weights/blob_server.h"
+#include "cluster/weights/blob_source.h"
 #include "net/rig.h"
 
 namespace moesaic::cluster::testing {

@@ -12,9 +12,9 @@
 #include <thread>
 #include <vector>
 
-#include "cluster/coordinator.h"
+#include "cluster/coordinator/coordinator.h"
 #include "cluster/weight_rig.h"
-#include "cluster/worker.h"
+#include "cluster/worker/worker.h"
 #include "model/tiny_model.h"
 
 namespace moesaic::cluster::testing {

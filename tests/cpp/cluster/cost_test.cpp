@@ -1,15 +1,15 @@
 // What a plan says of memory is what the loader will take, byte for byte, for every family, slice
 // and number of threads; operations against sums made by hand.
-#include "cluster/cost.h"
+#include "cluster/plan/cost.h"
 
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <filesystem>
 
-#include "cluster/plan.h"
-#include "cluster/plan_memory.h"
-#include "model/memory.h"
+#include "cluster/plan/plan.h"
+#include "cluster/plan/plan_memory.h"
+#include "model/run/memory.h"
 
 namespace moesaic::cluster {
 namespace {

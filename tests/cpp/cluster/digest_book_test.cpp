@@ -1,6 +1,6 @@
 // The sidecar of digests: remembered by a file's state, shared by processes, worth nothing when
 // damaged.
-#include "cluster/digest_book.h"
+#include "cluster/weights/digest_book.h"
 
 #include <gtest/gtest.h>
 #include <sys/stat.h>

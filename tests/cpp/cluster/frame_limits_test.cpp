@@ -3,7 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "cluster/cluster_rig.h"
-#include "cluster/step_assembly.h"
+#include "cluster/coordinator/step_assembly.h"
 #include "wire/frame.h"
 
 namespace moesaic::cluster {

@@ -6,8 +6,8 @@
 #include <thread>
 
 #include "cluster/cluster_rig.h"
-#include "cluster/content.h"
-#include "cluster/identify.h"
+#include "cluster/weights/content.h"
+#include "cluster/weights/identify.h"
 
 namespace moesaic::cluster::testing {
 namespace {

@@ -1,6 +1,6 @@
 // Rates of this machine are plausible, quickly there, and leave nothing behind. How fast is no
 // test's business.
-#include "cluster/measure.h"
+#include "cluster/measure/measure.h"
 
 #include <gtest/gtest.h>
 

@@ -1,6 +1,6 @@
 // How steps are cut: every row once and in order, within the limit, and parts that take equally
 // long.
-#include "cluster/micro_batches.h"
+#include "cluster/step/micro_batches.h"
 
 #include <gtest/gtest.h>
 

@@ -1,5 +1,5 @@
 // The handshake's digest of numerics: every kind of kernel is in it, and the release.
-#include "cluster/numerics.h"
+#include "cluster/measure/numerics.h"
 
 #include <gtest/gtest.h>
 

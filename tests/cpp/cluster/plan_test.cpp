@@ -1,6 +1,6 @@
 // Plans over made-up models and nodes: the best cut against all cuts, memory as a hard bound, what
 // is said when nothing fits (and that following it helps), and the model of time by hand.
-#include "cluster/plan.h"
+#include "cluster/plan/plan.h"
 
 #include <gtest/gtest.h>
 
@@ -9,7 +9,7 @@
 #include <regex>
 
 #include "base/errors.h"
-#include "cluster/plan_time.h"
+#include "cluster/plan/plan_time.h"
 
 namespace moesaic::cluster {
 namespace {

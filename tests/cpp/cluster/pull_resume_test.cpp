@@ -11,8 +11,8 @@
 #include <set>
 #include <thread>
 
-#include "cluster/digest_book.h"
 #include "cluster/slice_rig.h"
+#include "cluster/weights/digest_book.h"
 
 namespace moesaic::cluster::testing {
 namespace {

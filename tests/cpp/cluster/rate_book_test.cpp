@@ -1,6 +1,6 @@
 // Rates are remembered for exactly the machine and build that they were measured on; what is
 // damaged, or of another one, is as good as nothing and is replaced.
-#include "cluster/rate_book.h"
+#include "cluster/measure/rate_book.h"
 
 #include <gtest/gtest.h>
 

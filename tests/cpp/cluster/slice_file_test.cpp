@@ -1,5 +1,5 @@
 // A slice's file: where everything lies, and that nothing in it is believed.
-#include "cluster/slice_file.h"
+#include "cluster/weights/slice_file.h"
 
 #include <gtest/gtest.h>
 

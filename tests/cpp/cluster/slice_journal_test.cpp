@@ -1,5 +1,5 @@
 // What a journal vouches for, after each way in which a pull can end; and what it must not.
-#include "cluster/slice_journal.h"
+#include "cluster/weights/slice_journal.h"
 
 #include <gtest/gtest.h>
 #include <sys/stat.h>

@@ -1,9 +1,9 @@
 // A stage's deadline follows the plan's model of time.
-#include "cluster/step_deadline.h"
+#include "cluster/coordinator/step_deadline.h"
 
 #include <gtest/gtest.h>
 
-#include "cluster/plan_time.h"
+#include "cluster/plan/plan_time.h"
 
 namespace moesaic::cluster {
 namespace {

@@ -1,6 +1,6 @@
 // Turns at a worker's compute: in order of arrival, lent between layers once a quantum is over, and
 // given up by those who are cancelled. Counted in turns, never in seconds.
-#include "cluster/turns.h"
+#include "cluster/worker/turns.h"
 
 #include <gtest/gtest.h>
 

@@ -24,10 +24,10 @@
 #include "base/digest.h"
 #include "base/errors.h"
 #include "base/thrown.h"
-#include "cluster/content.h"
-#include "cluster/file_ops.h"
-#include "cluster/weight_store.h"
-#include "cluster/weight_units.h"
+#include "cluster/weights/content.h"
+#include "cluster/weights/file_ops.h"
+#include "cluster/weights/weight_store.h"
+#include "cluster/weights/weight_units.h"
 #include "gguf/writer.h"
 
 namespace moesaic::cluster::testing {

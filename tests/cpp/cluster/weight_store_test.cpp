@@ -1,6 +1,6 @@
 // The store from its border: local copies, the cache, pulls, what is read and how often, and what
 // it tells others.
-#include "cluster/weight_store.h"
+#include "cluster/weights/weight_store.h"
 
 #include <gtest/gtest.h>
 #include <sys/stat.h>

@@ -17,7 +17,7 @@
 #include <vector>
 
 #include "engine/engine.h"
-#include "model/sampler.h"
+#include "model/run/sampler.h"
 
 namespace moesaic::engine {
 

@@ -7,8 +7,8 @@
 #include <functional>
 
 #include "base/errors.h"
+#include "model/arch/model_file.h"
 #include "model/arch/registry.h"
-#include "model/model_file.h"
 #include "model/tiny_model.h"
 
 namespace moesaic::model {

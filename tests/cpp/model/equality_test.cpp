@@ -5,7 +5,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "model/forward.h"
+#include "model/run/forward.h"
 #include "model/tiny_model.h"
 
 namespace moesaic::model {

@@ -1,6 +1,6 @@
 // The borders of a slice's forward pass, as a cluster's worker will meet them: what comes from
 // another machine is checked before it is computed with.
-#include "model/forward.h"
+#include "model/run/forward.h"
 
 #include <gtest/gtest.h>
 

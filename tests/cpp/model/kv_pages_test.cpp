@@ -1,5 +1,5 @@
 // Pages: sharing, copies on write, exhaustion, and a random walk against a plain model of them.
-#include "model/kv_pages.h"
+#include "model/state/kv_pages.h"
 
 #include <gtest/gtest.h>
 

@@ -1,5 +1,5 @@
 // LocalRunner: sequences, captures, targets, sampling, saved caches, memory, and what it refuses.
-#include "model/local_runner.h"
+#include "model/run/local_runner.h"
 
 #include <gtest/gtest.h>
 

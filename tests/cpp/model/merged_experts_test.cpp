@@ -1,11 +1,11 @@
 // Files with a tensor for each expert run as those with one tensor a layer: the same bytes come
 // out.
-#include "model/merged_experts.h"
+#include "model/file/merged_experts.h"
 
 #include <gtest/gtest.h>
 
 #include "base/errors.h"
-#include "model/model_file.h"
+#include "model/arch/model_file.h"
 #include "model/tiny_model.h"
 
 namespace moesaic::model {

@@ -1,6 +1,6 @@
 // The sampler against plain scalar code that sorts everything, against the chi-square of its own
 // target distribution, and at its borders (NaN, bans, ties, ranges).
-#include "model/sampler.h"
+#include "model/run/sampler.h"
 
 #include <gtest/gtest.h>
 
@@ -11,7 +11,7 @@
 #include <random>
 #include <vector>
 
-#include "model/philox.h"
+#include "model/run/philox.h"
 
 namespace moesaic::model {
 namespace {

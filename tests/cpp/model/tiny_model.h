@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "gguf/file.h"
-#include "model/local_runner.h"
+#include "model/run/local_runner.h"
 #include "quant/qtype.h"
 
 namespace moesaic::model::testing {

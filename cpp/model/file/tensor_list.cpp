@@ -1,0 +1,131 @@
+// Tensor names and shapes against the file's directory; see tensor_list.h.
+#include "model/file/tensor_list.h"
+
+#include <algorithm>
+
+namespace moesaic::model {
+namespace {
+
+std::string shape_text(const std::vector<std::uint64_t>& ne) {
+  std::string text = "(";
+  for (std::size_t i = 0; i < ne.size(); ++i) text += (i ? ", " : "") + std::to_string(ne[i]);
+  return text + ")";
+}
+
+// The file's order, without trailing ones (but never empty).
+std::vector<std::uint64_t> trimmed(std::vector<std::uint64_t> ne) {
+  while (ne.size() > 1 && ne.back() == 1) ne.pop_back();
+  return ne;
+}
+
+std::vector<std::uint64_t> file_order(const Shape& shape) {
+  return trimmed({static_cast<std::uint64_t>(shape.cols), static_cast<std::uint64_t>(shape.rows),
+                  static_cast<std::uint64_t>(shape.n_experts)});
+}
+
+// Older files hold per-head matrices as one: (cols, rows * n_experts). The bytes are the same.
+bool same_shape(const std::vector<std::uint64_t>& got, const Shape& shape) {
+  const Shape flat{1, shape.rows * shape.n_experts, shape.cols};
+  return trimmed(got) == file_order(shape) || trimmed(got) == file_order(flat);
+}
+
+}  // namespace
+
+quant::Qtype derived_type(quant::Qtype type, std::int64_t cols) {
+  if (quant::is_float(type)) return type;
+  return cols % quant::traits(quant::Qtype::kQ8_0).block_elems == 0 ? quant::Qtype::kQ8_0
+                                                                    : quant::Qtype::kF16;
+}
+
+std::uint64_t TensorSpec::mapped_bytes() const {
+  if (tensor_rows == 0) return 0;
+  return tensor->n_bytes / static_cast<std::uint64_t>(tensor_rows) *
+         static_cast<std::uint64_t>(rows);
+}
+
+std::uint64_t TensorSpec::derived_bytes() const {
+  if (origin == Origin::kMapped) return 0;
+  const auto out_cols = static_cast<std::uint64_t>(rows);
+  return static_cast<std::uint64_t>(n_experts * cols) *
+         quant::row_bytes(derived_type(tensor->type, rows), out_cols);
+}
+
+TensorList::TensorList(const Keys& keys, std::int64_t layer) : keys_(keys), layer_(layer) {}
+
+std::string TensorList::full(std::string_view name) const {
+  return layer_ < 0 ? std::string(name) : strcat("blk.", layer_, ".", name);
+}
+
+const gguf::TensorInfo* TensorList::find(std::string_view name) const {
+  return keys_.tensor(full(name));
+}
+
+TensorSpec& TensorList::add(LayerSlot slot, std::string_view name, const Shape& shape,
+                            bool is_vector) {
+  const gguf::TensorInfo* tensor = find(name);
+  if (tensor == nullptr) {
+    fail<FormatError>("[model] ", keys_.path(), ": tensor ", full(name), ": missing, family '",
+                      keys_.arch(), "' needs it with shape ", shape_text(file_order(shape)),
+                      " (row length first)");
+  }
+  if (!same_shape(tensor->ne, shape)) {
+    fail<FormatError>("[model] ", keys_.path(), ": tensor ", tensor->name, ": got shape ",
+                      shape_text(tensor->ne), ", need ", shape_text(file_order(shape)),
+                      " (row length first) by the keys of '", keys_.arch(), "'");
+  }
+  const quant::QtypeTraits& traits = quant::traits(tensor->type);
+  if (!traits.is_weight || (is_vector && !quant::is_float(tensor->type))) {
+    fail<FormatError>("[model] ", keys_.path(), ": tensor ", tensor->name, ": got type ",
+                      traits.name, ", need ",
+                      is_vector ? "F32, F16 or BF16" : "a type that holds weights");
+  }
+  TensorSpec spec;
+  spec.slot = slot;
+  spec.tensor = tensor;
+  spec.n_experts = shape.n_experts;
+  spec.rows = shape.rows;
+  spec.cols = shape.cols;
+  spec.tensor_rows = shape.rows;
+  specs_.push_back(spec);
+  listed_.push_back(tensor);
+  return specs_.back();
+}
+
+void TensorList::matrix(LayerSlot slot, std::string_view name, const Shape& shape) {
+  add(slot, name, shape, false);
+}
+
+void TensorList::vector(LayerSlot slot, std::string_view name, std::int64_t n,
+                        std::int64_t n_rows) {
+  add(slot, name, {1, n_rows, n}, true);
+}
+
+void TensorList::optional_vector(LayerSlot slot, std::string_view name, std::int64_t n,
+                                 std::int64_t n_rows) {
+  if (has(name)) vector(slot, name, n, n_rows);
+}
+
+void TensorList::rows_of(LayerSlot slot, std::string_view name, const Shape& shape,
+                         std::int64_t row_begin, std::int64_t n_rows, Origin origin) {
+  TensorSpec& spec = add(slot, name, shape, false);
+  spec.row_begin = row_begin;
+  spec.rows = n_rows;
+  spec.origin = origin;
+}
+
+void TensorList::ignore(std::string_view name) {
+  if (const gguf::TensorInfo* tensor = find(name)) listed_.push_back(tensor);
+}
+
+void TensorList::check_all_listed(const std::vector<const gguf::TensorInfo*>& of_layer) const {
+  for (const gguf::TensorInfo* tensor : of_layer) {
+    if (std::find(listed_.begin(), listed_.end(), tensor) == listed_.end()) {
+      fail<FormatError>("[model] ", keys_.path(), ": tensor ", tensor->name, ": family '",
+                        keys_.arch(),
+                        "' has no such tensor; what it is for is unknown, and without it this "
+                        "would be another model");
+    }
+  }
+}
+
+}  // namespace moesaic::model
