@@ -22,6 +22,25 @@ ALLOWED = {
     "cluster": {"model", "backend", "net", "wire", "gguf", "quant"},
     "engine": {"model", "gguf"},
 }
+# Modules that have rooms: what each room may include of its own module. Files beside the rooms are
+# interfaces that all of them may include and that include none of them.
+ROOMS = {
+    "model": {
+        "file": set(),
+        "state": set(),
+        "layers": {"file"},
+        "arch": {"file", "layers"},
+        "run": {"file", "state", "layers", "arch"},
+    },
+    "cluster": {
+        "weights": set(),
+        "step": set(),
+        "plan": {"step"},
+        "measure": {"weights"},
+        "worker": {"weights", "measure", "step"},
+        "coordinator": {"weights", "measure", "step", "plan"},
+    },
+}
 # DESIGN.md names backend's imports as kernels and quant. It also says that a backend is given
 # (file, offset, length,
 # layout): backend.h takes gguf::File for that, so gguf is added here.
@@ -44,6 +63,52 @@ def violations(module: str, paths: list[Path], allowed: set[str]) -> list[str]:
             elif room not in allowed | {module, "base"}:
                 found.append(f"{path}: {module} may not include {target}")
     return found
+
+
+def room_violations(module: str, root: Path) -> list[str]:
+    """Includes of a module under ``root`` that lead out of a room other than ROOMS says."""
+    rooms = ROOMS[module]
+    found = []
+    for path in sources(root / module):
+        *folders, _ = path.relative_to(root / module).parts
+        room = folders[0] if folders else ""
+        if folders and room not in rooms:
+            found.append(f"{path}: new room {room}: say in ROOMS what it may include")
+            continue
+        for target in INCLUDE.findall(path.read_text()):
+            into, *rest = target.split("/")
+            other = rest[0] if len(rest) > 1 else ""
+            allowed = rooms[room] | {room} if room else set()
+            if into == module and other and other not in allowed:
+                found.append(f"{path}: {module}/{room or '(interfaces)'} may not include {target}")
+    return found
+
+
+@pytest.mark.parametrize("module", sorted(ROOMS))
+def test_rooms_include_only_downward(module: str) -> None:
+    assert room_violations(module, CPP) == []
+
+
+@pytest.mark.parametrize("module", sorted(ROOMS))
+def test_rooms_have_no_cycle(module: str) -> None:
+    left = dict(ROOMS[module])
+    while free := [room for room, below in left.items() if not below & set(left)]:
+        for room in free:
+            del left[room]
+    assert left == {}
+
+
+def test_the_rule_of_rooms_can_fail(tmp_path: Path) -> None:
+    for name, text in {
+        "weights/a.h": '#include "cluster/worker/worker.h"\n',
+        "b.h": '#include "cluster/plan/plan.h"\n',
+        "attic/c.h": "",
+        "worker/d.h": '#include "cluster/weights/content.h"\n#include "cluster/api.h"\n',
+    }.items():
+        path = tmp_path / "cluster" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert len(room_violations("cluster", tmp_path)) == 3
 
 
 @pytest.mark.parametrize("module", sorted(p.name for p in CPP.iterdir() if p.is_dir()))

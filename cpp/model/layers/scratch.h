@@ -8,7 +8,7 @@
 
 #include "backend/backend.h"
 #include "model/config.h"
-#include "model/run/weights.h"
+#include "model/slice.h"
 
 namespace moesaic::model {
 

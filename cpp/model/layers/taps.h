@@ -10,7 +10,7 @@
 
 #include "backend/backend.h"
 #include "model/config.h"
-#include "model/run/weights.h"
+#include "model/slice.h"
 #include "model/runner.h"
 
 namespace moesaic::model {

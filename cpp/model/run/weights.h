@@ -10,19 +10,9 @@
 #include "backend/backend.h"
 #include "base/cancel.h"
 #include "model/arch/model_file.h"
+#include "model/slice.h"
 
 namespace moesaic::model {
-
-// Which part of a model.
-struct Slice {
-  std::int64_t layer_begin = 0;
-  std::int64_t layer_end = 0;
-  bool embed = false;  // takes tokens, else hidden rows
-  bool head = false;   // final norm and logits
-
-  std::int64_t n_layers() const { return layer_end - layer_begin; }
-  static Slice whole(const Config& config) { return {0, config.n_layers, true, true}; }
-};
 
 struct ModelWeights {
   WeightPtr token_embd;   // (vocab, d_model), with embed
