@@ -9,7 +9,6 @@ from __future__ import annotations
 import html
 import os
 import threading
-import time
 import weakref
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -21,14 +20,20 @@ from moesaic import _core
 from moesaic._version import __version__
 from moesaic.cluster_config import Key, read_key, resolve
 from moesaic.cluster_life import Adder, end
-from moesaic.cluster_options import check_folder, layer_ends, one_of, usable_cache
+from moesaic.cluster_options import (
+    check_local,
+    layer_ends,
+    one_of,
+    planned_ends,
+    usable_cache,
+)
 from moesaic.cluster_options import workers as count_of
-from moesaic.errors import ArgumentError, ClosedError, IoError
+from moesaic.cluster_weights import open_file, unload
+from moesaic.errors import ArgumentError, ClosedError
 from moesaic.gguf import GGUF
-from moesaic.inputs import KV_TYPES, integer, real
+from moesaic.inputs import KV_TYPES, real
 from moesaic.launcher import LocalLauncher, undisturbed
 from moesaic.model import Model
-from moesaic.model_names import located
 from moesaic.nodes import Node, Nodes
 from moesaic.plan import Plan, plan_options, trained_context
 from moesaic.progress import Progress
@@ -38,10 +43,7 @@ from moesaic.voice import Bars, Voice
 __all__ = ["Cluster"]
 
 _T = TypeVar("_T", bound="Cluster")
-_MOST_WORKERS = 1024
 _USUAL_CONTEXT = 4096
-_MOST_THREADS = 1024
-_FREED_S = 3.0
 _A_WEEK_S = 7 * 24 * 3600.0
 
 #: A cluster lives as long as a model on it, so that ``Cluster.local(2).load(path)`` is one line.
@@ -143,13 +145,7 @@ class Cluster:
         ...     [node.state for node in c.nodes]
         ['idle', 'idle']
         """
-        where = "Cluster.local"
-        integer(n, "n", where, 1, _MOST_WORKERS)
-        integer(threads, "threads", where, 1, _MOST_THREADS)
-        if memory is not None:
-            integer(memory, "memory", where, 1, 2**62)
-        for name, folder in (("models", models), ("cache", cache)):
-            check_folder(folder, name, where)
+        check_local(n, threads=threads, models=models, cache=cache, memory=memory)
         launcher = LocalLauncher(threads=threads, models=models, cache=cache, memory=memory)
         with ExitStack() as undo:
             undo.callback(launcher.close)
@@ -298,27 +294,7 @@ class Cluster:
         """
         where = "Cluster.unload"
         self._check(where)
-        patience_s = 0.0
-        if isinstance(model, Model):
-            name = Path(model.path).name
-            model.close()
-            patience_s = _FREED_S  # the workers free what it used a moment later
-        elif model is None:
-            name = ""
-        elif isinstance(model, str | os.PathLike):
-            name = Path(os.fspath(model)).name
-        else:
-            raise ArgumentError(
-                f"[{where}] model: got {type(model).__name__}, need a Model, the name of a file, "
-                "or None"
-            )
-        deadline = time.monotonic() + patience_s
-        while True:
-            nodes = Nodes(Node._from_core(info) for info in self._core.unload(name))
-            held = any(not name or name in (m.name, m.identity) for n in nodes for m in n.models)
-            if not held or time.monotonic() > deadline:
-                return nodes
-            time.sleep(0.05)
+        return unload(self._core, model, where)
 
     # -- models ------------------------------------------------------------------------------------
 
@@ -492,7 +468,7 @@ class Cluster:
         check_progress(progress)
         with ExitStack() as undo:
             file = undo.enter_context(self._open(path, where))
-            ends = None if plan is None else self._ends_of(plan, where)
+            ends = None if plan is None else planned_ends(plan, self._addresses, where)
             made = self._make_plan(file, options, ends, progress)
             news_id = self._voice.add(progress, on_loss)
             undo.callback(self._voice.forget, news_id)
@@ -534,29 +510,7 @@ class Cluster:
 
     def _open(self, path: str | os.PathLike[str], where: str) -> GGUF:
         """Open a file that is here, or the headers of one that workers have."""
-        if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
-            raise ArgumentError(f"[{where}] path: got {path!r}, need str or os.PathLike")
-        name = located(path, where, on_workers=True)
-        if Path(name).exists():
-            file = GGUF(name)
-            if self._launcher is not None:
-                self._launcher.offer(file.paths)
-            return file
-        if Path(name).name != name:
-            raise IoError(
-                f"[{where}] {name}: there is no such file here; a bare name "
-                f'("{Path(name).name}") is looked for in the workers\' models folders'
-            )
-        return GGUF._from_core(self._core.remote_file(name), name)
-
-    def _ends_of(self, plan: Plan, where: str) -> list[int]:
-        planned = tuple(node.address for node in plan.nodes)
-        if planned != self._addresses:
-            raise ArgumentError(
-                f"[{where}] plan: it is for {', '.join(planned)}, need one for this cluster's "
-                f"workers in their order: {', '.join(self._addresses)}"
-            )
-        return [node.layers.stop for node in plan.nodes]
+        return open_file(self._core, self._launcher, path, where)
 
     def _make_plan(
         self, file: GGUF, options: dict[str, Any], ends: list[int] | None, progress: Progress

@@ -258,7 +258,7 @@ def test_bad_options(pair, demo_path, options, message):
         (lambda: moesaic.Cluster.local(1.5), "n: got float"),
         (lambda: moesaic.Cluster.local(1, threads=0), "threads: got 0"),
         (lambda: moesaic.Cluster.local(1, memory=0), "memory: got 0"),
-        (lambda: moesaic.Cluster.local(1, models="/no/such/folder"), "is no folder"),
+        (lambda: moesaic.Cluster.local(1, models="/no/such/folder"), "is not a folder"),
         (lambda: moesaic.Cluster.local(1, cache=3), "cache: got int"),
         (lambda: moesaic.Cluster([]), "at least one"),
         (lambda: moesaic.Cluster(["nonsense"]), "nonsense"),
