@@ -53,9 +53,10 @@ Dict config_dict(const model::Config& config) {
   out["n_expert_groups_used"] = config.moe.n_experts > 0 ? config.moe.n_groups_used : 0;
   py::list layers;
   for (const model::LayerConfig& layer : config.layers) {
+    const bool is_moe = layer.ffn == model::FfnKind::kMoe;
     layers.append(py::make_tuple(layer.attention == model::AttentionKind::kMla ? "mla" : "grouped",
-                                 layer.ffn == model::FfnKind::kMoe ? "moe" : "dense",
-                                 layer.window));
+                                 is_moe ? "moe" : "dense", layer.window, is_moe ? 0 : layer.d_ff,
+                                 layer.n_active));
   }
   out["layers"] = std::move(layers);
   return out;

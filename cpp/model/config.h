@@ -18,12 +18,14 @@ enum class FfnKind { kDense, kMoe };
 struct LayerConfig {
   AttentionKind attention = AttentionKind::kGrouped;
   FfnKind ffn = FfnKind::kDense;
-  std::int64_t window = 0;  // sliding window in tokens, 0: none
+  std::int64_t window = 0;    // sliding window in tokens, 0: none
+  std::int64_t d_ff = 0;      // of a dense layer
+  std::int64_t n_active = 0;  // experts a token, of a MoE layer
 };
 
 struct MoeConfig {
   std::int64_t n_experts = 0;
-  std::int64_t n_active = 0;
+  std::int64_t n_active = 0;  // the most of any layer
   std::int64_t n_shared = 0;
   std::int64_t d_ff_expert = 0;
   backend::RouterFunction function = backend::RouterFunction::kSoftmax;
@@ -51,7 +53,7 @@ struct Config {
   std::int64_t n_kv_heads = 0;
   std::int64_t d_head_k = 0;
   std::int64_t d_head_v = 0;
-  std::int64_t d_ff = 0;  // of dense layers, 0 when there are none
+  std::int64_t d_ff = 0;  // of dense layers the most, 0 when there are none
   std::int64_t vocab = 0;
   std::int64_t n_ctx_train = 0;
   float norm_eps = 0.0F;

@@ -21,15 +21,24 @@ class Layer:
         ``"moe"`` or ``"dense"``.
     window : int
         Sliding attention window in tokens; 0: none.
+    d_ff : int
+        Width of a dense layer; 0: a MoE layer.
+    n_active : int
+        Experts that work on a token in a MoE layer; 0: a dense layer.
     """
 
     attention: str
     ffn: str
     window: int
+    d_ff: int = 0
+    n_active: int = 0
 
     def __str__(self) -> str:
-        rest = ((f.name, getattr(self, f.name)) for f in fields(self)[2:])
-        more = "".join(f", {name} {value}" for name, value in rest if value)
+        return self._text(["window"])
+
+    def _text(self, names: Sequence[str]) -> str:
+        given = ((name, getattr(self, name)) for name in names)
+        more = "".join(f", {name} {value}" for name, value in given if value)
         return f"{self.attention}/{self.ffn}{more}"
 
 
@@ -42,12 +51,12 @@ class Config:
     arch, name : str
         ``general.architecture`` and ``general.name`` of the file.
     n_layers, d_model, n_heads, n_kv_heads, d_head_k, d_head_v, d_ff, vocab : int
-        Sizes. ``d_ff`` is that of dense layers.
+        Sizes. ``d_ff`` is that of dense layers; where layers differ, the largest.
     n_ctx_train : int
         Context length the model was trained for, in tokens.
     n_experts, n_active, n_shared, d_ff_expert : int
-        Routed experts of a MoE layer, how many of them work on a token, shared experts, and the
-        width of one expert.
+        Routed experts of a MoE layer, how many of them work on a token (where layers differ, the
+        most), shared experts, and the width of one expert.
     router : str
         ``"softmax"``, ``"sigmoid"``, ``"softmax_selected"``, or ``""``.
     n_expert_groups, n_expert_groups_used : int
@@ -117,8 +126,15 @@ def layers_text(layers: Sequence[Layer]) -> str:
     >>> near, far = Layer("grouped", "moe", 128), Layer("grouped", "moe", 0)
     >>> layers_text([near, far] * 12)
     '12 x (grouped/moe, window 128; grouped/moe)'
+    >>> layers_text([Layer("grouped", "moe", 0, n_active=n) for n in (2, 2, 4)])
+    '2 x grouped/moe, n_active 2, 1 x grouped/moe, n_active 4'
     """
-    names = [str(layer) for layer in layers]
+    differing = [
+        name
+        for name in ("d_ff", "n_active")
+        if len({getattr(layer, name) for layer in layers} - {0}) > 1
+    ]
+    names = [layer._text(["window", *differing]) for layer in layers]
     runs: list[str] = []
     at = 0
     while at < len(names):

@@ -72,9 +72,10 @@ AttentionCost attention_cost(const model::Config& c, const model::LayerConfig& l
   return cost;
 }
 
-LayerCost layer_cost(const std::vector<model::TensorSpec>& specs, const model::Config& config,
+LayerCost layer_cost(const std::vector<model::TensorSpec>& specs, const model::LayerConfig& layer,
                      const model::LoadOptions& options) {
   LayerCost cost;
+  cost.n_active = layer.n_active;
   for (const model::TensorSpec& spec : specs) {
     // The decompressed form's key weights are held besides, and used instead of the absorbed ones.
     const bool second_form = spec.slot == &model::LayerWeights::attn_w_k;
@@ -86,7 +87,7 @@ LayerCost layer_cost(const std::vector<model::TensorSpec>& specs, const model::C
       cost.expert_bytes += held_bytes(spec) / n;
       cost.expert_ops_per_row += ops_of(spec);
       cost.expert_unpack_ops += unpack_ops_of(spec);
-      cost.row_bytes += static_cast<double>(config.moe.n_active) * row_bytes_of(spec);
+      cost.row_bytes += static_cast<double>(layer.n_active) * row_bytes_of(spec);
     } else {
       cost.dense_bytes += held_bytes(spec);
       cost.dense_ops_per_row += n * ops_of(spec);
@@ -141,7 +142,6 @@ ModelCost model_cost(const model::ModelFile& model, const model::LoadOptions& op
   cost.d_model = c.d_model;
   cost.vocab = c.vocab;
   cost.n_experts = c.moe.n_experts;
-  cost.n_active = c.moe.n_active;
   cost.n_ctx_train = c.n_ctx_train;
   cost.page_tokens = options.page_tokens;
   cost.tied_head = model.tied_output;
@@ -161,7 +161,7 @@ ModelCost model_cost(const model::ModelFile& model, const model::LoadOptions& op
   const auto kept_tokens =
       static_cast<double>(model::kept_keys(model, with_n_ctx(options, n_ctx), *backend).n_tokens);
   for (std::size_t l = 0; l < model.layers.size(); ++l) {
-    LayerCost layer = layer_cost(model.layers[l], c, options);
+    LayerCost layer = layer_cost(model.layers[l], c.layers[l], options);
     layer.attention = attention_cost(c, c.layers[l], options);
     layer.attention.kept_tokens = kept_tokens;
     layer.kv_bytes_per_token = kv_row_bytes;

@@ -45,7 +45,8 @@ struct LayerCost {
   double expert_bytes = 0;        // of one routed expert; 0: none
   double expert_ops_per_row = 0;  // of one routed expert, for a row that chose it
   double expert_unpack_ops = 0;
-  double row_bytes = 0;  // float activations that a row's matmuls read and write
+  std::int64_t n_active = 0;  // experts that a row chooses
+  double row_bytes = 0;       // float activations that a row's matmuls read and write
   double kv_bytes_per_token = 0;
   AttentionCost attention{};
   bool operator==(const LayerCost&) const = default;
@@ -66,7 +67,6 @@ struct ModelCost {
   std::int64_t d_model = 0;
   std::int64_t vocab = 0;
   std::int64_t n_experts = 0;
-  std::int64_t n_active = 0;
   std::int64_t n_ctx_train = 0;
   std::int64_t page_tokens = 64;  // the cache is made of whole pages
   bool tied_head = false;         // a stage with embedding and head holds one table

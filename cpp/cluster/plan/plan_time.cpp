@@ -30,9 +30,9 @@ double matmul_seconds(const NodeFacts& node, double bytes, double ops, double un
 }
 
 // Experts that at least one of the rows chose, were choices even and independent.
-double experts_touched(const ModelCost& model, double rows) {
+double experts_touched(const ModelCost& model, const LayerCost& layer, double rows) {
   const auto n = static_cast<double>(model.n_experts);
-  const double share = static_cast<double>(model.n_active) / n;
+  const double share = static_cast<double>(layer.n_active) / n;
   return n * (1.0 - std::pow(1.0 - share, rows));
 }
 
@@ -58,8 +58,8 @@ double layer_seconds(const ModelCost& model, const LayerCost& layer, const NodeF
   double seconds = matmul_seconds(node, layer.dense_bytes, layer.dense_ops_per_row,
                                   layer.dense_unpack_ops, rows);
   if (layer.expert_bytes > 0) {
-    const double touched = experts_touched(model, rows);
-    const double rows_each = rows * static_cast<double>(model.n_active) / touched;
+    const double touched = experts_touched(model, layer, rows);
+    const double rows_each = rows * static_cast<double>(layer.n_active) / touched;
     seconds += touched * matmul_seconds(node, layer.expert_bytes, layer.expert_ops_per_row,
                                         layer.expert_unpack_ops, rows_each);
   }

@@ -59,15 +59,18 @@ Config read_base(const Keys& keys) {
   config.layers.resize(static_cast<std::size_t>(config.n_layers));
   config.d_model = keys.count("embedding_length");
   config.n_ctx_train = keys.count("context_length");
-  config.n_heads = keys.same_count("attention.head_count", config.n_layers);
-  config.n_kv_heads = keys.has("attention.head_count_kv")
-                          ? keys.same_count("attention.head_count_kv", config.n_layers)
-                          : config.n_heads;
+  config.n_heads = keys.count("attention.head_count");
+  config.n_kv_heads =
+      keys.has("attention.head_count_kv") ? keys.count("attention.head_count_kv") : config.n_heads;
   config.norm_eps = static_cast<float>(keys.positive("attention.layer_norm_rms_epsilon"));
   if (!(config.norm_eps > 0.0F && config.norm_eps < 1.0F)) {
     keys.bad("attention.layer_norm_rms_epsilon", config.norm_eps, "a number between 0 and 1");
   }
-  config.d_ff = keys.same_count_or("feed_forward_length", config.n_layers, 0);
+  const std::vector<std::int64_t> widths = keys.per_layer("feed_forward_length", config.n_layers);
+  for (std::size_t i = 0; i < widths.size(); ++i) {
+    config.layers[i].d_ff = widths[i];
+    config.d_ff = std::max(config.d_ff, widths[i]);
+  }
   config.vocab = read_vocab(keys);
   return config;
 }
@@ -99,16 +102,39 @@ void read_grouped_rope(const Keys& keys, Config& config, const RopeOptions& opti
   config.rope = read_rope(keys, n_rot, config.d_head_k, options).spec;
 }
 
+namespace {
+
+// How many experts a token goes to, which layers may differ in; an array's values for dense layers
+// do not count.
+void read_active(const Keys& keys, Config& config) {
+  constexpr const char* kName = "expert_used_count";
+  MoeConfig& moe = config.moe;
+  if (!keys.has(kName)) keys.count(kName);  // says what is missing
+  const std::vector<std::int64_t> counts = keys.per_layer(kName, config.n_layers);
+  const std::int64_t reachable = moe.n_experts / moe.n_groups * moe.n_groups_used;
+  for (std::size_t i = 0; i < counts.size(); ++i) {
+    LayerConfig& layer = config.layers[i];
+    if (layer.ffn != FfnKind::kMoe) continue;
+    if (counts[i] < 1 || counts[i] > moe.n_experts) {
+      keys.bad(kName, strcat(counts[i], " for layer ", i),
+               strcat("1 to expert_count, ", moe.n_experts));
+    }
+    if (counts[i] > reachable) {
+      keys.bad(kName, strcat(counts[i], " for layer ", i),
+               strcat("at most ", reachable, ", the experts of the groups used"));
+    }
+    layer.n_active = counts[i];
+    moe.n_active = std::max(moe.n_active, counts[i]);
+  }
+}
+
+}  // namespace
+
 void read_moe(const Keys& keys, Config& config, const MoeDefaults& defaults) {
   MoeConfig& moe = config.moe;
   moe.n_experts = keys.count("expert_count");
-  moe.n_active = keys.count("expert_used_count");
-  if (moe.n_active > moe.n_experts) {
-    keys.bad("expert_used_count", moe.n_active, strcat("at most expert_count, ", moe.n_experts));
-  }
-  moe.d_ff_expert = keys.has("expert_feed_forward_length")
-                        ? keys.count("expert_feed_forward_length")
-                        : keys.same_count("feed_forward_length", config.n_layers);
+  moe.d_ff_expert = keys.count(keys.has("expert_feed_forward_length") ? "expert_feed_forward_length"
+                                                                      : "feed_forward_length");
   moe.n_shared = keys.count_or("expert_shared_count", 0);
 
   const std::int64_t function = keys.count_or("expert_gating_func", 0);
@@ -142,11 +168,6 @@ void read_moe(const Keys& keys, Config& config, const MoeDefaults& defaults) {
     keys.bad("expert_group_used_count", moe.n_groups_used,
              strcat("at most expert_group_count, ", moe.n_groups));
   }
-  const std::int64_t reachable = moe.n_experts / moe.n_groups * moe.n_groups_used;
-  if (moe.n_active > reachable) {
-    keys.bad("expert_used_count", moe.n_active,
-             strcat("at most ", reachable, ", the experts of the groups used"));
-  }
   // DeepSeek-V2 (softmax) scores a group by its best expert, V3 (sigmoid) by the sum of its best
   // two.
   moe.group_score_top2 = moe.function == backend::RouterFunction::kSigmoid;
@@ -155,6 +176,7 @@ void read_moe(const Keys& keys, Config& config, const MoeDefaults& defaults) {
   for (std::int64_t i = n_dense; i < config.n_layers; ++i) {
     config.layers[static_cast<std::size_t>(i)].ffn = FfnKind::kMoe;
   }
+  read_active(keys, config);
 }
 
 void list_grouped_attention(TensorList& list, const Config& config) {
@@ -188,7 +210,7 @@ namespace {
 void list_dense(TensorList& list, const Config& config) {
   using W = LayerWeights;
   const std::int64_t d = config.d_model;
-  const std::int64_t f = config.d_ff;
+  const std::int64_t f = config.layers[static_cast<std::size_t>(list.layer())].d_ff;
   if (f == 0) list.keys().bad("feed_forward_length", "nothing", "the width of the dense layers");
   list.matrix(&W::ffn_gate, "ffn_gate.weight", {1, f, d});
   list.matrix(&W::ffn_up, "ffn_up.weight", {1, f, d});

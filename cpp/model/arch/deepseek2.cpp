@@ -16,7 +16,7 @@ void read_mla(const Keys& keys, Config& config) {
   mla.q_lora = keys.count_or("attention.q_lora_rank", 0);
   mla.d_rope = keys.count("rope.dimension_count");
   const bool has_mla_keys =
-      keys.has("attention.key_length_mla") && keys.has("attention.value_length_mla");
+      keys.has("attention.key_length_mla") || keys.has("attention.value_length_mla");
   const char* key_name = has_mla_keys ? "attention.key_length_mla" : "attention.key_length";
   const std::int64_t d_k = keys.count(key_name);
   mla.d_v = keys.count(has_mla_keys ? "attention.value_length_mla" : "attention.value_length");

@@ -7,7 +7,8 @@
 #include <string>
 
 #include "model/arch/registry.h"
-#include "model/file/unsupported_keys.h"
+#include "model/file/file_kind.h"
+#include "model/file/unread_keys.h"
 
 namespace moesaic::model {
 namespace {
@@ -77,12 +78,13 @@ std::vector<std::string> tensors_to_understand(const gguf::File& file) {
 }
 
 ModelFile understand(std::shared_ptr<const gguf::File> file) {
+  refuse_other_kinds(*file);
   const Keys keys(file);
   const arch::Family& family = arch::family_of(keys);
   ModelFile model;
   model.file = std::move(file);
   model.config = family.read(keys);
-  refuse_unsupported_keys(keys, model.config);
+  refuse_unread_keys(keys, model.config);
   read_outside(keys, model);
 
   const auto n_layers = static_cast<std::size_t>(model.config.n_layers);

@@ -15,22 +15,28 @@ constexpr float kNormFloor = 6.103515625e-5F;
 
 Mat first(const Mat& mat, std::int64_t n) { return mat.row_range(0, n); }
 
+// The same memory as rows of so many columns, one after the other.
+Mat with_cols(const Mat& mat, std::int64_t n_cols) {
+  return {mat.buffer, mat.offset, mat.rows, n_cols, n_cols};
+}
+
 void run_dense(const LayerContext& context, const LayerPlace& place, const Mat& normed,
                const Mat& out) {
   backend::Backend& backend = context.backend;
   const LayerWeights& w = place.weights;
-  const Mat gate = first(context.scratch.plan().gate, context.rows.n);
-  const Mat up = first(context.scratch.plan().up, context.rows.n);
+  const Mat gate = with_cols(first(context.scratch.plan().gate, context.rows.n), place.config.d_ff);
+  const Mat up = with_cols(first(context.scratch.plan().up, context.rows.n), place.config.d_ff);
   backend.matmul(normed, std::array{MatmulTarget{w.ffn_gate.get(), w.ffn_gate_bias.get(), gate},
                                     MatmulTarget{w.ffn_up.get(), w.ffn_up_bias.get(), up}});
   backend.gated_activation(gate, up, context.config.activation, gate);
   backend.matmul(gate, std::array{MatmulTarget{w.ffn_down.get(), w.ffn_down_bias.get(), out}});
 }
 
-backend::RouterSpec router_spec(const MoeConfig& moe, const LayerWeights& w) {
+backend::RouterSpec router_spec(const MoeConfig& moe, std::int64_t n_active,
+                                const LayerWeights& w) {
   return {.function = moe.function,
           .selection_bias = w.selection_bias.get(),
-          .n_active = moe.n_active,
+          .n_active = n_active,
           .n_groups = moe.n_groups,
           .n_groups_used = moe.n_groups_used,
           .group_score_top2 = moe.group_score_top2,
@@ -72,11 +78,12 @@ void run_moe(const LayerContext& context, const LayerPlace& place, const Mat& no
                            MatmulTarget{w.up_shexp.get(), nullptr, shared_up}};
   backend.matmul(normed, std::span(targets).first(shared ? 3 : 1));
 
-  const backend::Routing routing = context.scratch.routing(config, n);
-  backend.route(logits, router_spec(config.moe, w), routing);
+  const std::int64_t n_active = place.config.n_active;
+  const backend::Routing routing = context.scratch.routing(config, n_active, n);
+  backend.route(logits, router_spec(config.moe, n_active, w), routing);
   if (context.captures != nullptr) take_router(context, place.layer, logits, routing);
 
-  const std::int64_t slots = n * config.moe.n_active;
+  const std::int64_t slots = n * n_active;
   const Mat gate = first(plan.slot_gate, slots);
   const Mat up = first(plan.slot_up, slots);
   const Mat down = first(plan.slot_down, slots);

@@ -113,14 +113,17 @@ Rope read_rope(const Keys& keys, std::int64_t n_rot, std::int64_t d_head,
   } else if (kind == "yarn") {
     const Yarn yarn = read_yarn(keys);
     apply_yarn(yarn, base, options.round_ramp, freqs);
-    // With mscale_all_dim (stored as 0.1 x its value) cos and sin keep magnitude 1 and the softmax
-    // scale is multiplied by m^2; without it they are multiplied by 1 + 0.1 ln(factor).
+    // With mscale_all_dim (DeepSeek stores 0.1 x its value) cos and sin keep magnitude 1 and the
+    // softmax scale is multiplied by m^2; without it they are multiplied by 1 + 0.1 ln(factor).
+    // Mistral stores mscale_all_dim itself, and divides by its magnitude.
     const double multiplier = keys.number_or("rope.scaling.yarn_log_multiplier", 0.0);
+    if (multiplier < 0.0) keys.bad("rope.scaling.yarn_log_multiplier", multiplier, "0 or more");
     if (options.magnitude_in_softmax && multiplier != 0.0) {
       const double m = yarn_magnitude(yarn.factor, multiplier);
       rope.softmax_factor = m * m;
     } else {
-      rope.spec.magnitude = yarn_magnitude(yarn.factor, 0.1);
+      rope.spec.magnitude =
+          yarn_magnitude(yarn.factor, 0.1) / yarn_magnitude(yarn.factor, 0.1 * multiplier);
     }
   } else if (kind != "none") {
     keys.bad("rope.scaling.type", "'" + kind + "'", "'none', 'linear' or 'yarn'");

@@ -63,8 +63,8 @@ class Scratch {
           std::int64_t max_rows);
 
   const ScratchPlan& plan() const { return plan_; }
-  backend::Routing routing(const Config& config, std::int64_t n_rows) const {
-    return {experts_.get(), weights_.get(), n_rows, config.moe.n_active, config.moe.n_experts};
+  backend::Routing routing(const Config& config, std::int64_t n_active, std::int64_t n_rows) const {
+    return {experts_.get(), weights_.get(), n_rows, n_active, config.moe.n_experts};
   }
 
  private:

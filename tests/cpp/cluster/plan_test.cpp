@@ -24,7 +24,6 @@ ModelCost made_up(std::int64_t n_layers) {
   model.d_model = 1024;
   model.vocab = 1000;
   model.n_experts = 90;
-  model.n_active = 4;
   model.page_tokens = 64;
   model.embed.weights_bytes = 20e6;
   model.head = {.weights_bytes = 30e6, .dense_bytes = 30e6, .dense_ops_per_row = 2e6};
@@ -34,6 +33,7 @@ ModelCost made_up(std::int64_t n_layers) {
                             .dense_ops_per_row = 50e6,
                             .expert_bytes = 1e6,
                             .expert_ops_per_row = 5e6,
+                            .n_active = 4,
                             .row_bytes = 1e4,
                             .kv_bytes_per_token = 1000,
                             .attention = {.ops_per_key = 1e4, .ops_per_key_of_few = 1e4}});

@@ -308,6 +308,10 @@ std::vector<std::uint8_t> bytes_of(const Recipe& recipe) {
     } else if (const auto* flags = std::get_if<std::vector<bool>>(&value)) {
       const std::vector<std::uint8_t> bytes(flags->begin(), flags->end());
       writer.add_array(key, ValueType::kBool, bytes.size(), bytes);
+    } else if (const auto* reals = std::get_if<std::vector<float>>(&value)) {
+      writer.add_array(
+          key, ValueType::kF32, reals->size(),
+          {reinterpret_cast<const std::uint8_t*>(reals->data()), reals->size() * sizeof(float)});
     } else {
       writer.add_string(key, std::get<std::string>(value));
     }

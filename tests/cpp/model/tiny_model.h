@@ -25,8 +25,9 @@ struct TinyTensor {
 struct Recipe {
   std::string arch;
   // Full names; integers become u32.
-  std::map<std::string, std::variant<std::int64_t, double, bool, std::string,
-                                     std::vector<std::int32_t>, std::vector<bool>>>
+  std::map<std::string,
+           std::variant<std::int64_t, double, bool, std::string, std::vector<std::int32_t>,
+                        std::vector<bool>, std::vector<float>>>
       keys;
   std::map<std::string, TinyTensor> tensors;
 
