@@ -1,6 +1,7 @@
 // See failpoint.h.
 #include "base/failpoint.h"
 
+#include <algorithm>
 #include <chrono>
 #include <new>
 #include <thread>
@@ -21,6 +22,7 @@ constexpr std::array<const char*, static_cast<std::size_t>(Site::kCount)> kNames
 
 std::atomic<Failure> failure_wanted{Failure::kException};
 std::atomic<int> passes_left{0};
+std::atomic<int> n_wanted{0};
 std::atomic<bool> fired{false};
 std::atomic<int> n_disarmed{0};
 
@@ -33,7 +35,7 @@ const char* name(Site site) { return kNames.at(static_cast<std::size_t>(site)); 
 void arm(Site site, Failure failure, int n) {
   armed = kNone;
   failure_wanted = failure;
-  passes_left = n;
+  passes_left = n_wanted = n;
   fired = false;
   armed = static_cast<int>(site);
 }
@@ -44,6 +46,8 @@ void disarm() {
 }
 
 bool has_fired() { return fired; }
+
+int n_passed() { return n_wanted - std::max(passes_left.load(), 0); }
 
 void fire() {
   if (passes_left.fetch_sub(1) > 0) return;

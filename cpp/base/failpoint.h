@@ -60,6 +60,7 @@ enum class Failure : std::uint8_t { kException, kBadAlloc, kStall };
 void arm(Site site, Failure failure, int n = 0);
 void disarm();     // and lets go who stands still
 bool has_fired();  // since it was armed
+int n_passed();    // how often the site was passed since it was armed, without failing
 
 inline constexpr int kNone = -1;
 extern std::atomic<int> armed;  // a Site, or kNone

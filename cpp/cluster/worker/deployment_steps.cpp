@@ -1,6 +1,7 @@
 // The steps of a deployment: micro-batches through its stage, results and captures to the
 // coordinator, decoding ahead round the ring, rows of saved sessions. See deployment.h.
 #include <algorithm>
+#include <limits>
 #include <utility>
 
 #include "base/failpoint.h"
@@ -10,6 +11,14 @@
 namespace moesaic::cluster {
 
 using failpoint::Site;
+
+namespace {
+
+// Rows of a layer between two turns while others wait: enough for the weights' sake (as many as
+// micro_batches.cpp gives a short step).
+constexpr std::int64_t kSharedRows = 128;
+
+}  // namespace
 
 void Deployment::run(wire::Run run, std::span<const std::uint8_t> payload) {
   CancelFlag flag;
@@ -42,11 +51,19 @@ void Deployment::run(wire::Run run, std::span<const std::uint8_t> payload) {
       seat_.leave();  // it may take a while, and pings are to be answered
     });
     phase_ = Phase::kComputing;
-    output = stage_->run(run, payload, &flag, [&] {
-      ++units_done_;
-      turn.yield();
-      phase_ = Phase::kComputing;
-    });
+    output = stage_->run(run, payload, &flag,
+                         {.between_pieces =
+                              [&] {
+                                ++units_done_;
+                                turn.yield();
+                                phase_ = Phase::kComputing;
+                              },
+                          .piece_rows =
+                              [&] {
+                                return host_.turns().is_shared()
+                                           ? kSharedRows
+                                           : std::numeric_limits<std::int64_t>::max();
+                              }});
     // By path and time of change, which finds writes that put the time of modification back.
     stage_->held().check_files();
     failpoint::pass(Site::kRunEnd);

@@ -126,7 +126,7 @@ model::Step Stage::to_step(const wire::Run& run, std::span<const std::uint8_t> p
 }
 
 StageOutput Stage::run(const wire::Run& run, std::span<const std::uint8_t> payload,
-                       const CancelFlag* cancel, const std::function<void()>& between_layers) {
+                       const CancelFlag* cancel, const StageSharing& sharing) {
   failpoint::pass(Site::kStageInput);
   std::vector<model::SamplerSpec> samplers;
   const model::Step step = to_step(run, payload, samplers);
@@ -170,11 +170,12 @@ StageOutput Stage::run(const wire::Run& run, std::span<const std::uint8_t> paylo
            held_->key.slice.embed ? std::span<const float>() : std::span<const float>(hidden_in_),
        .sequences = rows,
        .cancel = cancel,
-       .between_layers =
+       .between_pieces =
            [&] {
              failpoint::pass(Site::kStageLayer);
-             if (between_layers) between_layers();
-           }},
+             if (sharing.between_pieces) sharing.between_pieces();
+           },
+       .piece_rows = sharing.piece_rows},
       {.logits_rows = logits_rows, .logits = &results, .hidden = output.hidden, .captures = taps});
   held_->model.file->check_intact();
   failpoint::pass(Site::kStageCommit);

@@ -25,6 +25,12 @@ struct StageOptions {
   wire::HiddenType hidden = wire::HiddenType::kF32;
 };
 
+// How a stage gives way to others at its machine; see model::ForwardInput.
+struct StageSharing {
+  std::function<void()> between_pieces{};
+  std::function<std::int64_t()> piece_rows{};
+};
+
 struct StageOutput {
   std::vector<float> hidden;                   // (n, d_model); empty at the last stage
   std::vector<model::SequenceResult> results;  // as the Run's sequences; captures at every stage
@@ -43,7 +49,7 @@ class Stage {
   // sequences that begin at 0 are opened. Throws ArgumentError or ProtocolError for what the
   // deployment does not allow, OutOfMemoryError, CancelledError.
   StageOutput run(const wire::Run& run, std::span<const std::uint8_t> payload,
-                  const CancelFlag* cancel, const std::function<void()>& between_layers = {});
+                  const CancelFlag* cancel, const StageSharing& sharing = {});
 
   void apply(const wire::KvOp& op);  // all kinds but kRead
   // Cached rows [begin, end) of one of this stage's layers as stored.

@@ -9,6 +9,7 @@ namespace {
 // How late a set flag is heard. A turn that comes free wakes the first in the queue at once.
 constexpr std::chrono::milliseconds kFlagPoll{20};
 constexpr std::chrono::seconds kSayAgain{1};
+constexpr std::chrono::seconds kSharedFor{1};
 
 }  // namespace
 
@@ -21,6 +22,7 @@ void Turns::start() {
 void Turns::wait_for(std::unique_lock<std::mutex>& lock, std::uint64_t ticket,
                      const CancelFlag* cancel, const std::function<void()>& waits) {
   waiting_.push_back(ticket);
+  waited_ = Clock::now();
   const auto leave = [&] {
     waiting_.erase(std::find(waiting_.begin(), waiting_.end(), ticket));
     changed_.notify_all();
@@ -80,6 +82,11 @@ bool Turns::yield(const CancelFlag* cancel) {
 std::size_t Turns::n_waiting() const {
   const std::scoped_lock lock(mutex_);
   return waiting_.size();
+}
+
+bool Turns::is_shared() const {
+  const std::scoped_lock lock(mutex_);
+  return !waiting_.empty() || (waited_ && Clock::now() - *waited_ < kSharedFor);
 }
 
 Turns::Clock::duration Turns::still_for() const {

@@ -13,6 +13,7 @@
 #include <deque>
 #include <functional>
 #include <mutex>
+#include <optional>
 
 #include "base/cancel.h"
 
@@ -36,6 +37,9 @@ class Turns {
   void moved() { moved_at_ = Clock::now().time_since_epoch().count(); }
 
   std::size_t n_waiting() const;
+  // Somebody waits for the turn, or has within the last second: who decodes is back for the next
+  // token a moment after the turn was free.
+  bool is_shared() const;
   // How long the turn's work has not moved; 0 while the turn is free.
   Clock::duration still_for() const;
   std::uint64_t n_yields() const { return n_yields_; }
@@ -50,8 +54,9 @@ class Turns {
   std::condition_variable changed_;
   std::deque<std::uint64_t> waiting_;  // tickets, in order of arrival
   std::uint64_t next_ticket_ = 0;
-  std::atomic<bool> taken_{false};  // changes under mutex_
-  Clock::time_point began_;         // this turn
+  std::optional<Clock::time_point> waited_;  // when somebody last had to
+  std::atomic<bool> taken_{false};           // changes under mutex_
+  Clock::time_point began_;                  // this turn
   std::atomic<Clock::rep> moved_at_{0};
   std::atomic<std::uint64_t> n_yields_{0};
 };

@@ -101,6 +101,17 @@ Captures::Captures(const Config& config, std::span<const std::string> names, std
   }
 }
 
+void Captures::set_piece(std::int64_t first_row, std::int64_t n_rows) {
+  piece_ = {first_row, n_rows};
+}
+
+Captures::Rows Captures::in_piece(const Rows& wanted) const {
+  const std::int64_t begin = std::max(wanted.begin, piece_.begin);
+  const std::int64_t end = wanted.begin + wanted.count;
+  const std::int64_t until = end - piece_.begin < piece_.count ? end : piece_.begin + piece_.count;
+  return {begin, std::max<std::int64_t>(0, until - begin)};
+}
+
 void Captures::take(backend::Backend& backend, Tap tap, std::int64_t layer, const backend::Mat& x) {
   const auto name = static_cast<std::size_t>(index_[slot(tap, layer)]);
   for (std::size_t i = 0; i < rows_.size(); ++i) {
@@ -108,9 +119,12 @@ void Captures::take(backend::Backend& backend, Tap tap, std::int64_t layer, cons
     out.n_rows = rows_[i].count;
     out.n_cols = x.cols;
     out.values.resize(static_cast<std::size_t>(out.n_rows * out.n_cols));
-    const std::int64_t first = x.offset + rows_[i].begin * x.stride;
-    backend.download(*x.buffer, static_cast<std::size_t>(first) * sizeof(float), out.values.data(),
-                     out.values.size() * sizeof(float));
+    const Rows rows = in_piece(rows_[i]);
+    if (rows.count == 0) continue;
+    const std::int64_t first = x.offset + (rows.begin - piece_.begin) * x.stride;
+    backend.download(*x.buffer, static_cast<std::size_t>(first) * sizeof(float),
+                     out.values.data() + (rows.begin - rows_[i].begin) * x.cols,
+                     static_cast<std::size_t>(rows.count * x.cols) * sizeof(float));
   }
 }
 
@@ -122,8 +136,12 @@ void Captures::take_ints(backend::Backend& backend, Tap tap, std::int64_t layer,
     out.n_rows = rows_[i].count;
     out.n_cols = cols;
     out.ids.resize(static_cast<std::size_t>(out.n_rows * cols));
-    backend.download(buffer, static_cast<std::size_t>(rows_[i].begin * cols) * sizeof(std::int32_t),
-                     out.ids.data(), out.ids.size() * sizeof(std::int32_t));
+    const Rows rows = in_piece(rows_[i]);
+    if (rows.count == 0) continue;
+    const std::int64_t first = (rows.begin - piece_.begin) * cols;
+    backend.download(buffer, static_cast<std::size_t>(first) * sizeof(std::int32_t),
+                     out.ids.data() + (rows.begin - rows_[i].begin) * cols,
+                     static_cast<std::size_t>(rows.count * cols) * sizeof(std::int32_t));
   }
 }
 

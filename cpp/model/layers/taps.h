@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <span>
 #include <string>
 #include <string_view>
@@ -10,8 +11,8 @@
 
 #include "backend/backend.h"
 #include "model/config.h"
-#include "model/slice.h"
 #include "model/runner.h"
+#include "model/slice.h"
 
 namespace moesaic::model {
 
@@ -47,7 +48,9 @@ class Captures {
   Captures(const Config& config, std::span<const std::string> names, std::vector<Rows> rows);
 
   bool wants(Tap tap, std::int64_t layer = -1) const { return index_[slot(tap, layer)] >= 0; }
-  // x (n, cols): the whole step's rows, contiguous; takes the wanted ones to the host.
+  // Which rows of the step the next ones that are taken are; without it, all of them.
+  void set_piece(std::int64_t first_row, std::int64_t n_rows);
+  // x (n, cols): the piece's rows, contiguous; takes the wanted ones to the host.
   void take(backend::Backend& backend, Tap tap, std::int64_t layer, const backend::Mat& x);
   // Integers (n, cols) from index 0 of a buffer.
   void take_ints(backend::Backend& backend, Tap tap, std::int64_t layer,
@@ -64,8 +67,12 @@ class Captures {
     return static_cast<std::size_t>(layer + 1) * kTapCount + static_cast<std::size_t>(tap);
   }
   std::vector<std::int32_t> index_;  // of a name by slot, -1: not wanted
+  // Which of `wanted` are in the piece: rows [begin, begin + count) of the step; count 0: none.
+  Rows in_piece(const Rows& wanted) const;
+
   std::vector<std::string> names_;
   std::vector<Rows> rows_;
+  Rows piece_{0, std::numeric_limits<std::int64_t>::max()};
   std::vector<std::vector<Captured>> taken_;  // [which rows][name]
 };
 

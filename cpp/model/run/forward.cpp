@@ -64,10 +64,10 @@ bool Forward::takes_decompressed(const SequenceRows& rows) const {
 // Checks the rows and makes what the layers need to know of them; returns their number.
 std::int64_t Forward::set_rows(const ForwardInput& input) {
   positions_.clear();
-  runs_.clear();
-  shifted_.assign(input.sequences.begin(), input.sequences.end());
+  decompressed_.clear();
+  whole_ = input.sequences;
   std::int64_t n = 0;
-  for (std::size_t i = 0; i < shifted_.size(); ++i) {
+  for (std::size_t i = 0; i < input.sequences.size(); ++i) {
     const SequenceRows& rows = input.sequences[i];
     if (rows.row_begin != n || rows.n_rows < 1 || rows.start < 0) {
       fail<InternalError>("[Forward.run] sequence ", i, ": got rows ", rows.row_begin, " + ",
@@ -85,14 +85,7 @@ std::int64_t Forward::set_rows(const ForwardInput& input) {
     for (std::int64_t r = 0; r < rows.n_rows; ++r) {
       positions_.push_back(static_cast<std::int32_t>(rows.start + r));
     }
-    const bool decompressed = takes_decompressed(rows);
-    if (runs_.empty() || runs_.back().decompressed != decompressed) {
-      runs_.push_back({decompressed, rows.row_begin, 0, std::span(shifted_).subspan(i, 0)});
-    }
-    MlaRun& run = runs_.back();
-    run.n_rows += rows.n_rows;
-    run.sequences = {run.sequences.data(), run.sequences.size() + 1};
-    shifted_[i].row_begin -= run.row_begin;
+    decompressed_.push_back(takes_decompressed(rows) ? 1 : 0);
   }
   const std::size_t got = slice_.embed ? input.tokens.size() : input.hidden.size();
   const std::int64_t need = slice_.embed ? n : n * config_.d_model;
@@ -101,6 +94,36 @@ std::int64_t Forward::set_rows(const ForwardInput& input) {
                         " for ", n, " rows, need ", need, " and at least one row");
   }
   return n;
+}
+
+// Rows [begin, end) of the step; good until the next piece.
+StepRows Forward::piece(std::int64_t begin, std::int64_t end) {
+  cut_.clear();
+  shifted_.clear();
+  runs_.clear();
+  shifted_.reserve(whole_.size());  // the runs point into it
+  for (std::size_t i = 0; i < whole_.size(); ++i) {
+    SequenceRows rows = whole_[i];
+    const std::int64_t first = std::max(rows.row_begin, begin);
+    const std::int64_t last = std::min(rows.row_begin + rows.n_rows, end);
+    if (first >= last) continue;
+    rows.start += first - rows.row_begin;
+    rows.row_begin = first - begin;
+    rows.n_rows = last - first;
+    cut_.push_back(rows);
+    const bool decompressed = decompressed_[i] != 0;
+    if (runs_.empty() || runs_.back().decompressed != decompressed) {
+      runs_.push_back({decompressed, rows.row_begin, 0, {shifted_.data() + shifted_.size(), 0}});
+    }
+    MlaRun& run = runs_.back();
+    run.n_rows += rows.n_rows;
+    run.sequences = {run.sequences.data(), run.sequences.size() + 1};
+    rows.row_begin -= run.row_begin;
+    shifted_.push_back(rows);
+  }
+  const auto at = static_cast<std::size_t>(begin);
+  return {end - begin, cut_, std::span(positions_).subspan(at, static_cast<std::size_t>(end) - at),
+          runs_};
 }
 
 void Forward::enter(const ForwardInput& input, std::int64_t n) {
@@ -113,10 +136,12 @@ void Forward::enter(const ForwardInput& input, std::int64_t n) {
   }
 }
 
-void Forward::run_layer(const LayerContext& context, std::int64_t layer) {
+// begin: the piece's first row of the step. Its rows of the residual stream are in place; all else
+// in the scratch is the piece's own.
+void Forward::run_piece(const LayerContext& context, std::int64_t layer, std::int64_t begin) {
   const ScratchPlan& plan = scratch_.plan();
   const std::int64_t n = context.rows.n;
-  const Mat hidden = plan.hidden.row_range(0, n);
+  const Mat hidden = plan.hidden.row_range(begin, n);
   const Mat normed = plan.normed.row_range(0, n);
   const Mat partial = plan.partial.row_range(0, n);
   const LayerWeights& weights =
@@ -155,22 +180,33 @@ void Forward::run(const ForwardInput& input, const ForwardOutput& output) {
   if (slice_.embed && output.captures != nullptr && output.captures->wants(Tap::kEmbed)) {
     output.captures->take(backend_, Tap::kEmbed, -1, scratch_.plan().hidden.row_range(0, n));
   }
-  const StepRows rows{n, input.sequences, positions_, runs_};
-  const LayerContext context{
-      backend_, config_, scratch_, kv_, rows, output.captures, options_.deterministic};
-  for (std::int64_t layer = slice_.layer_begin; layer < slice_.layer_end; ++layer) {
-    if (layer > slice_.layer_begin) pause(input);
-    if (input.cancel != nullptr) input.cancel->check();
-    run_layer(context, layer);
-  }
+  run_layers(input, output.captures, n);
   leave(input, output, n);
 }
 
-// What a layer needs of the one before is in scratch_ and the cache, both this pass's own.
+// Layer by layer, and within a layer piece by piece: its weights are read from memory once for
+// pieces that follow each other. A piece sees the keys of those before it in the cache.
+void Forward::run_layers(const ForwardInput& input, Captures* captures, std::int64_t n) {
+  for (std::int64_t layer = slice_.layer_begin; layer < slice_.layer_end; ++layer) {
+    for (std::int64_t begin = 0, end = 0; begin < n; begin = end) {
+      if (layer > slice_.layer_begin || begin > 0) pause(input);
+      if (input.cancel != nullptr) input.cancel->check();
+      const std::int64_t most = input.piece_rows ? input.piece_rows() : n;
+      end = std::min(n, begin + std::clamp<std::int64_t>(most, 1, n));
+      if (captures != nullptr) captures->set_piece(begin, end - begin);
+      const StepRows rows = piece(begin, end);
+      run_piece({backend_, config_, scratch_, kv_, rows, captures, options_.deterministic}, layer,
+                begin);
+    }
+  }
+  if (captures != nullptr) captures->set_piece(0, n);
+}
+
+// What a piece needs of those before it is in scratch_ and the cache, both this pass's own.
 void Forward::pause(const ForwardInput& input) {
-  if (!input.between_layers) return;
+  if (!input.between_pieces) return;
   backend_.synchronize();
-  input.between_layers();
+  input.between_pieces();
   backend_.set_cancel(input.cancel);  // another pass may have lent its own
 }
 

@@ -31,9 +31,12 @@ struct ForwardInput {
   std::span<const float> hidden;         // (n, d_model), when it does not
   std::span<const backend::SequenceRows> sequences;
   const CancelFlag* cancel = nullptr;
-  // Called between two layers, and between pieces of the head, while the backend is idle: the
-  // caller may lend it to another forward pass until this returns.
-  std::function<void()> between_layers{};
+  // Called between two pieces of work (layers, pieces of them, pieces of the head), while the
+  // backend is idle: the caller may lend it to another forward pass until this returns.
+  std::function<void()> between_pieces{};
+  // Asked before each piece of a layer: the most rows of it, at least 1. A layer's pieces follow
+  // each other, and give the same bits as all its rows at once. Empty: always all rows.
+  std::function<std::int64_t()> piece_rows{};
 };
 
 struct ForwardOutput {
@@ -62,8 +65,10 @@ class Forward {
  private:
   bool takes_decompressed(const backend::SequenceRows& rows) const;
   std::int64_t set_rows(const ForwardInput& input);
+  StepRows piece(std::int64_t begin, std::int64_t end);
   void enter(const ForwardInput& input, std::int64_t n);
-  void run_layer(const LayerContext& context, std::int64_t layer);
+  void run_layers(const ForwardInput& input, Captures* captures, std::int64_t n);
+  void run_piece(const LayerContext& context, std::int64_t layer, std::int64_t begin);
   void pause(const ForwardInput& input);
   void leave(const ForwardInput& input, const ForwardOutput& output, std::int64_t n);
   void make_logits(const ForwardInput& input, const ForwardOutput& output);
@@ -78,6 +83,10 @@ class Forward {
   Scratch scratch_;
   // Of the running step; kept for their memory.
   std::vector<std::int32_t> positions_;
+  std::vector<char> decompressed_;  // by sequence: all its pieces take the same form of MLA
+  std::span<const backend::SequenceRows> whole_;
+  // Of the running piece.
+  std::vector<backend::SequenceRows> cut_;
   std::vector<backend::SequenceRows> shifted_;
   std::vector<MlaRun> runs_;
   std::vector<float> logits_;

@@ -90,7 +90,7 @@ TEST_P(Failpoints, TheCallerHasAnErrorAndTheNextLoadWorks) {
       EXPECT_STRNE(error.what(), "");
     }
     EXPECT_TRUE(failpoint::has_fired());
-    EXPECT_LT(Clock::now() - begin, std::chrono::seconds(20));  // 5 s on an idle machine
+    EXPECT_LT(Clock::now() - begin, std::chrono::seconds(5));
     failpoint::disarm();
     EXPECT_EQ(use(rig, tokens), expected) << rig.log();
   }
@@ -167,6 +167,55 @@ TEST(SharedWorker, TwoUsersBetweenTheLayersOfEachOtherGetTheirOwnBytes) {
     });
     for (const auto& each : run(1, 20)) EXPECT_EQ(each, first);
   }
+}
+
+// One prompt of one micro-batch beside a user who decodes. Counted in pauses, of which there is one
+// after each piece of a layer but the last.
+TEST(SharedWorker, AMicroBatchIsCutWhileAnotherUserWaits) {
+  constexpr int kLayers = 4;
+  constexpr int kRows = 1024;
+  constexpr int kMany = 1'000'000'000;
+  ClusterRig rig(model::testing::tiny_llama({.n_layers = kLayers}),
+                 {.n_workers = 1, .turn = std::chrono::milliseconds(0)});
+  const Disarm disarm;
+  DeployOptions options;
+  options.load = ClusterRig::load_options();
+  options.load.n_ctx = options.load.kv_tokens = kRows + 64;
+  options.micro_batch_rows = kRows;
+  const auto prompt = rig.deploy(options);
+  const auto other = rig.deploy();
+  const auto tokens = model::testing::some_tokens(kRows, prompt->config().vocab, 1);
+  const auto run = [&] {
+    const auto id = prompt->open();
+    auto logits =
+        model::testing::run_one(*prompt, model::testing::rows(id, 0, tokens, model::Logits::kLast))
+            .logits;
+    prompt->close(id);
+    return logits;
+  };
+  failpoint::arm(Site::kStageLayer, Failure::kException, kMany);
+  const auto alone = run();
+  EXPECT_EQ(failpoint::n_passed(), kLayers);  // the last one before the head
+
+  std::atomic<bool> enough{false};
+  std::atomic<int> n_steps{0};
+  std::jthread decoder([&] {
+    const auto id = other->open();
+    for (std::int64_t at = 0; !enough; at = (at + 1) % 100) {
+      other->truncate(id, at);
+      model::testing::run_one(*other, model::testing::rows(id, at, {3}, model::Logits::kLast));
+      ++n_steps;
+    }
+  });
+  // Those of a decoder that starts late, or a machine that is busy elsewhere, do not count.
+  EXPECT_TRUE(eventually([&] {
+    const int steps_before = n_steps;
+    failpoint::arm(Site::kStageLayer, Failure::kException, kMany);
+    EXPECT_EQ(run(), alone);
+    const int of_decoder = kLayers * (n_steps - steps_before + 2);
+    return failpoint::n_passed() - of_decoder >= kLayers * (kRows / 128) / 2;
+  }));
+  enough = true;
 }
 
 class Standstill : public ::testing::Test {

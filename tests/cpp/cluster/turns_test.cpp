@@ -79,6 +79,26 @@ TEST(Turns, WithinItsQuantumATurnIsKept) {
   EXPECT_EQ(turns.n_waiting(), 1U);
 }
 
+// Somebody who decodes is away between two tokens, and still wants short turns.
+TEST(Turns, AreSharedWhileSomebodyWaitsAndAWhileAfter) {
+  Turns turns(0ms);
+  {
+    const Turn mine(turns, nullptr);
+    EXPECT_FALSE(turns.is_shared());
+  }
+  {
+    std::jthread other;
+    Turn mine(turns, nullptr);
+    other = std::jthread([&] { const Turn theirs(turns, nullptr); });
+    ASSERT_TRUE(eventually([&] { return turns.n_waiting() == 1; }));
+    EXPECT_TRUE(turns.is_shared());
+    mine.yield();
+    EXPECT_EQ(turns.n_waiting(), 0U);
+  }
+  const Turn mine(turns, nullptr);
+  EXPECT_TRUE(eventually([&] { return !turns.is_shared(); }));
+}
+
 TEST(Turns, AWaiterThatIsCancelledLeavesTheQueue) {
   Turns turns(0ms);
   CancelFlag flag;
