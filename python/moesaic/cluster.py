@@ -407,11 +407,12 @@ class Cluster:
             How long ``"wait"`` waits after each loss before it raises WorkerLost after all.
         progress : None, bool or callable
             As for :class:`Model`; the stages of loading are what each worker does: ``"pull
-            host:port"``, ``"verify host:port"``, ``"map host:port"``, ``"ready host:port"``; before
-            them comes ``"identify this machine"``. Later a callable also hears, on a thread of the
-            cluster, ``"lost host:port"``, ``"waiting (600 s)"`` (seconds, once a second),
-            ``"re-planning"``, the stages of loading again, ``"back host:port"`` and ``"gave up
-            host:port"``.
+            host:port"``, ``"verify host:port"``, ``"map host:port"``, ``"ready host:port"``, and
+            where it waits ``"waiting for another load host:port"`` or ``"writing to disk
+            host:port"`` once a second; before them comes ``"identify this machine"``. Later a
+            callable also hears, on a thread of the cluster, ``"lost host:port"``, ``"waiting (600
+            s)"`` (seconds, once a second), ``"re-planning"``, the stages of loading again, ``"back
+            host:port"`` and ``"gave up host:port"``.
         wire : {"f32", "f16"}
             Type of the hidden rows that workers pass on. ``"f16"`` halves the traffic and changes
             the numbers a little.

@@ -60,16 +60,18 @@ std::string SliceCache::path_of(const wire::Digest& identity,
   return strcat(folder_, "/", to_hex(sha.finish()), ".slice");
 }
 
-SliceCache::Lock SliceCache::lock(const std::string& path, const CancelFlag* cancel) const {
+SliceCache::Lock SliceCache::lock(const std::string& path, const Waiting& waiting) const {
   bool said = false;
+  WaitingVoice voice(waiting);
   for (;;) {
-    if (cancel != nullptr) cancel->check();
+    if (waiting.cancel != nullptr) waiting.cancel->check();
     if (Fd fd = try_lock_file(ops_, lock_path(path))) {
       futimens(fd.get(), nullptr);  // when the slice was last used: make_room
       return Lock(std::move(fd));
     }
     if (!said) log_("cache", "waiting for another process that fetches the same slice");
     said = true;
+    voice.say("waiting for another load");
     std::this_thread::sleep_for(kLockPoll);
   }
 }

@@ -19,6 +19,7 @@
 #include "base/cancel.h"
 #include "cluster/weights/digest_book.h"
 #include "cluster/weights/slice_file.h"
+#include "cluster/weights/slow_calls.h"
 #include "cluster/weights/weight_store.h"
 
 namespace moesaic::cluster {
@@ -33,7 +34,7 @@ class SliceCache {
 
   std::string path_of(const wire::Digest& identity, const std::vector<std::string>& tensors) const;
 
-  // Who holds it may write and set aside. Waits for another process's; throws CancelledError.
+  // The holder may write and set aside. Waits for another's, and says so; throws CancelledError.
   class Lock {
    public:
     Lock() = default;
@@ -42,7 +43,7 @@ class SliceCache {
    private:
     Fd fd_;  // closing it gives it back
   };
-  Lock lock(const std::string& path, const CancelFlag* cancel) const;
+  Lock lock(const std::string& path, const Waiting& waiting) const;
 
   struct Found {
     std::shared_ptr<const gguf::File> file;

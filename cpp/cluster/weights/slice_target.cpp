@@ -21,14 +21,16 @@ constexpr std::uint64_t kFlushBytes = std::uint64_t{16} << 20;
 constexpr std::uint64_t kSyncParts = 128;
 constexpr std::uint64_t kLeastSyncBytes = std::uint64_t{8} << 20;
 constexpr std::uint64_t kMostSyncBytes = std::uint64_t{128} << 20;
+constexpr const char* kWriting = "writing to disk";
 
 }  // namespace
 
 SliceTarget::SliceTarget(const SliceLayout& layout, const std::string& path, FileOps& ops,
-                         Warn warn, MakeRoom make_room)
+                         SlowCalls& slow, Warn warn, MakeRoom make_room)
     : layout_(layout),
       path_(path),
       ops_(ops),
+      slow_(slow),
       warn_(std::move(warn)),
       make_room_(std::move(make_room)),
       journal_(layout, journal_path(path), ops),
@@ -46,7 +48,7 @@ SliceTarget::SliceTarget(const SliceLayout& layout, const std::string& path, Fil
 }
 
 SliceTarget::~SliceTarget() {
-  if (kept_ || data_ != nullptr || !journal_.is_started()) return;
+  if (kept_ || disk_was_left_ || data_ != nullptr || !journal_.is_started()) return;
   try {
     sync_file(ops_, part_.get(), part_path(path_));
     journal_.seal(file_state(part_.get(), part_path(path_)));
@@ -59,7 +61,7 @@ void SliceTarget::remove_temporaries(const std::string& path) {
   ::unlink(journal_path(path).c_str());
 }
 
-std::uint64_t SliceTarget::resume(const CancelFlag* cancel,
+std::uint64_t SliceTarget::resume(const Waiting& waiting,
                                   const std::function<void(std::uint64_t)>& progress) {
   if (!part_) return 0;
   std::uint64_t n_read = 0;
@@ -75,13 +77,14 @@ std::uint64_t SliceTarget::resume(const CancelFlag* cancel,
     beginnings_ = std::move(found.beginnings);
     for (const auto& [unit, digest] : found.doubted) {
       n_read += layout_.range(unit).n_bytes;
-      if (prove(unit, digest, cancel)) take(unit, digest);
+      if (prove(unit, digest, waiting.cancel)) take(unit, digest);
       if (progress) progress(n_read);
     }
   } catch (const FileError&) {  // what cannot be read is fetched
   }
   try {
-    start_file_with_room(is_new);
+    if (!is_new) sync_all(waiting);  // what another process has left may not be written yet
+    slow_.finish(waiting, kWriting, [&] { start_file_with_room(is_new); });
   } catch (const FileError& error) {
     move_to_memory(error);
   }
@@ -126,8 +129,6 @@ void SliceTarget::start_file(bool is_new) {
   if (is_new) {
     reserve_file(ops_, part_.get(), layout_.file_bytes, part);
     write_at(ops_, part_.get(), layout_.head, 0, part);  // with the headers: they come once
-  } else {
-    sync_file(ops_, part_.get(), part);
   }
   std::vector<SliceJournal::Unit> units;
   for (std::size_t unit = 0; unit < done_.size(); ++unit) {
@@ -226,10 +227,10 @@ void SliceTarget::drop_beginning(std::size_t unit) {
   }
 }
 
-std::shared_ptr<const gguf::File> SliceTarget::finish(const CancelFlag* cancel) {
+std::shared_ptr<const gguf::File> SliceTarget::finish(const Waiting& waiting) {
   if (data_ == nullptr) {
     try {
-      return finish_file(cancel);
+      return finish_file(waiting);
     } catch (const FileError& error) {
       move_to_memory(error);
     }
@@ -238,20 +239,40 @@ std::shared_ptr<const gguf::File> SliceTarget::finish(const CancelFlag* cancel) 
   return make_slice_file(layout_, memory_);
 }
 
-std::shared_ptr<const gguf::File> SliceTarget::finish_file(const CancelFlag* cancel) {
+// All of the file is on the disk then. The wait may be left at any time.
+void SliceTarget::sync_all(const Waiting& waiting) {
+  if (waiting.cancel != nullptr) waiting.cancel->check();
   const std::string part = part_path(path_);
-  for (std::uint64_t at = 0; at < layout_.file_bytes; at += kFlushBytes) {
-    if (cancel != nullptr) cancel->check();  // an fsync of it all could not be interrupted
-    ops_.flush(part_.get(), at, kFlushBytes, true);
+  const auto own = std::make_shared<Fd>(open_file(ops_, part, O_RDWR));  // lives with the call
+  try {
+    slow_.run(waiting, kWriting,
+              [&ops = ops_, n_bytes = layout_.file_bytes, own, part](const CancelFlag& is_left) {
+                // Little by little: the fsync of it all could not be interrupted.
+                for (std::uint64_t at = 0; at < n_bytes && !is_left.is_set(); at += kFlushBytes) {
+                  ops.flush(own->get(), at, kFlushBytes, true);
+                }
+                if (!is_left.is_set()) sync_file(ops, own->get(), part);
+              });
+  } catch (const FileError&) {
+    throw;
+  } catch (...) {
+    disk_was_left_ = true;
+    throw;
   }
+}
+
+std::shared_ptr<const gguf::File> SliceTarget::finish_file(const Waiting& waiting) {
+  const std::string part = part_path(path_);
   write_at(ops_, part_.get(), layout_.head, 0, part);
   write_at(ops_, part_.get(), make_trailer(layout_, digests_), layout_.trailer_offset, part);
-  sync_file(ops_, part_.get(), part);
+  sync_all(waiting);
   SliceBytes bytes = map_slice(open_file(ops_, part, O_RDONLY), layout_, part);
-  rename_file(ops_, part, path_);
-  ::unlink(journal_path(path_).c_str());
+  slow_.finish(waiting, kWriting, [&] {
+    rename_file(ops_, part, path_);
+    ::unlink(journal_path(path_).c_str());
+    kept_ = true;
+  });
   state_ = file_state(open_file(ops_, path_, O_RDONLY).get(), path_);
-  kept_ = true;
   return make_slice_file(layout_, std::move(bytes));
 }
 
@@ -272,6 +293,7 @@ bool SliceTarget::copy_unit(std::size_t unit) {
 void SliceTarget::move_to_memory(const FileError& error) {
   const std::unique_lock lock(mutex_);
   if (data_ != nullptr) return;  // another thread was first
+  kept_ = false;
   warn_(strcat(error.what(), "; the slice of ", layout_.weights_bytes >> 20,
                " MiB is kept in memory only and will be fetched again at the next start"));
   try {

@@ -15,6 +15,7 @@
 #include "base/cancel.h"
 #include "cluster/weights/slice_file.h"
 #include "cluster/weights/slice_journal.h"
+#include "cluster/weights/slow_calls.h"
 
 namespace moesaic::cluster {
 
@@ -23,17 +24,19 @@ class SliceTarget {
   using Warn = std::function<void(const std::string& text)>;
   // Asked before room is reserved, and when the disk is full: true when n_bytes may be added now.
   using MakeRoom = std::function<bool(std::uint64_t n_bytes)>;
-  // path: of the finished file; empty: memory at once. The caller holds the slice's lock.
-  SliceTarget(const SliceLayout& layout, const std::string& path, FileOps& ops, Warn warn,
-              MakeRoom make_room);
-  ~SliceTarget();  // of a file that is not finished: leaves it so that all of it is believed
+  // path: of the finished file; empty: memory at once. The caller holds the slice's lock. slow:
+  // makes what may wait long for the disk; outlives the target.
+  SliceTarget(const SliceLayout& layout, const std::string& path, FileOps& ops, SlowCalls& slow,
+              Warn warn, MakeRoom make_room);
+  // Of a file that is not finished: leaves it so that all of it is believed, unless the disk was
+  // just not waited for.
+  ~SliceTarget();
   SliceTarget(const SliceTarget&) = delete;
   SliceTarget& operator=(const SliceTarget&) = delete;
 
   // Takes up what another process has left. What its journal cannot vouch for is read and proven;
   // returns the bytes read for that.
-  std::uint64_t resume(const CancelFlag* cancel,
-                       const std::function<void(std::uint64_t)>& progress);
+  std::uint64_t resume(const Waiting& waiting, const std::function<void(std::uint64_t)>& progress);
 
   bool has(std::size_t unit) const { return done_[unit].load(std::memory_order_acquire) != 0; }
   std::vector<std::size_t> missing() const;
@@ -53,7 +56,7 @@ class SliceTarget {
 
   // When nothing is missing: the file, under its final name, or the memory. Null: a failing disk
   // has cost some units, which are missing again. Throws CancelledError.
-  std::shared_ptr<const gguf::File> finish(const CancelFlag* cancel);
+  std::shared_ptr<const gguf::File> finish(const Waiting& waiting);
   bool is_kept() const { return kept_; }             // finished as a file of the cache
   const FileState& state() const { return state_; }  // of that file
   std::vector<wire::Digest> digests() const { return digests_; }
@@ -68,13 +71,15 @@ class SliceTarget {
   void start_file_with_room(bool is_new);
   bool prove(std::size_t unit, const wire::Digest& digest, const CancelFlag* cancel);
   void sync_some(std::size_t n_bytes);
-  std::shared_ptr<const gguf::File> finish_file(const CancelFlag* cancel);
+  void sync_all(const Waiting& waiting);
+  std::shared_ptr<const gguf::File> finish_file(const Waiting& waiting);
   void move_to_memory(const FileError& error);
   bool copy_unit(std::size_t unit);
 
   const SliceLayout& layout_;
   std::string path_;
   FileOps& ops_;
+  SlowCalls& slow_;
   Warn warn_;
   MakeRoom make_room_;
   // Shared: writing into file or memory. Exclusive: moving from the one to the other.
@@ -91,6 +96,7 @@ class SliceTarget {
   mutable std::mutex beginnings_mutex_;
   std::map<std::size_t, Sha256State> beginnings_;
   bool kept_ = false;
+  bool disk_was_left_ = false;
   FileState state_;
 };
 

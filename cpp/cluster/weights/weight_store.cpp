@@ -15,6 +15,7 @@
 #include "cluster/weights/slice_cache.h"
 #include "cluster/weights/slice_pull.h"
 #include "cluster/weights/slice_target.h"
+#include "cluster/weights/slow_calls.h"
 
 namespace moesaic::cluster {
 namespace {
@@ -145,6 +146,15 @@ class Store final : public WeightStore {
     return opened;
   }
 
+  // Says what it waits for by its progress: without a word a load would be taken for stuck.
+  static Waiting waiting_of(const OpenSlice& request) {
+    Waiting waiting{request.cancel, {}};
+    if (request.progress) {
+      waiting.say = [&request](const char* what) { request.progress(0, 1, what); };
+    }
+    return waiting;
+  }
+
   static Manifests ask(const OpenSlice& request) {
     return ask_manifests(request.sources, request.content, request.name, request.cancel);
   }
@@ -177,7 +187,7 @@ class Store final : public WeightStore {
     if (cache_) {
       path = cache_->path_of(request.content.identity, request.tensors);
       try {
-        lock = cache_->lock(path, request.cancel);
+        lock = cache_->lock(path, waiting_of(request));
       } catch (const FileError& error) {
         log("cache", strcat(error.what(), "; the slice is kept in memory only"));
         path.clear();
@@ -217,13 +227,13 @@ class Store final : public WeightStore {
                                              request.content.identity, request.tensors);
       const std::uint64_t n_headers = n_fetched;
       SliceTarget target(
-          layout, path, ops_, [this](const std::string& text) { log("cache", text); },
+          layout, path, ops_, slow_, [this](const std::string& text) { log("cache", text); },
           [&](std::uint64_t n_bytes) { return cache_->make_room(path, n_bytes); });
       const auto report = [&](std::uint64_t done) {
         if (!request.progress) return;
         request.progress(std::min(done, layout.weights_bytes), layout.weights_bytes, "pull");
       };
-      resumed = target.resume(request.cancel, report);
+      resumed = target.resume(waiting_of(request), report);
       PullJob job{&layout,    &request.content, &target,    {},
                   &manifests, request.cancel,   &n_fetched, {}};
       job.progress = [&] { report(resumed + n_fetched - n_headers); };
@@ -231,7 +241,7 @@ class Store final : public WeightStore {
       while (!opened.file) {
         job.units = target.missing();
         pull_units(job);
-        opened.file = target.finish(request.cancel);
+        opened.file = target.finish(waiting_of(request));
       }
       report(layout.weights_bytes);
       publish(request, path, layout, target, opened);
@@ -277,7 +287,8 @@ class Store final : public WeightStore {
     const std::vector<wire::Digest> made = target.digests();
     for (std::size_t i = 0; i < made.size(); ++i) digests[layout.units[i]] = made[i];
     if (target.is_kept()) {
-      cache_->remember(path, digests);
+      slow_.finish(waiting_of(request), "writing to disk",
+                   [&] { cache_->remember(path, digests); });
       opened.paths = {path};
       opened.states = {target.state()};
     }
@@ -286,6 +297,7 @@ class Store final : public WeightStore {
 
   StoreOptions options_;
   FileOps& ops_;
+  SlowCalls slow_;
   DigestBook book_;
   std::atomic<std::uint64_t> bytes_read_{0};
   LocalCopies local_;

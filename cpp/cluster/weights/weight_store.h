@@ -42,7 +42,8 @@ struct OpenSlice {
   wire::DigestPolicy digests = wire::DigestPolicy::kFirst;
   std::vector<std::shared_ptr<BlobSource>> sources;  // asked in order, several chunks at a time
   std::function<void(std::uint64_t done_bytes, std::uint64_t total_bytes, const char* what)>
-      progress;  // what: "pull", "verify"; on the calling thread, at most some 20 times a second
+      progress;  // what: "pull", "verify"; on the calling thread, at most some 20 times a second;
+                 // 0 of 1 while it waits: "waiting for another load", "writing to disk"
   const CancelFlag* cancel = nullptr;
 };
 

@@ -106,6 +106,14 @@ class ClusterRig {
   Coordinator& coordinator() { return *coordinator_; }
   std::vector<std::unique_ptr<Worker>>& workers() { return workers_; }
   std::shared_ptr<const gguf::File> file() const { return file_; }
+  // The first file of a worker's cache with this in its name; empty: there is none.
+  std::string cache_file(std::size_t worker, const std::string& part) const {
+    const fs::path cache = folder_ / ("cache" + std::to_string(worker));
+    for (const auto& entry : fs::directory_iterator(cache)) {
+      if (entry.path().filename().string().find(part) != std::string::npos) return entry.path();
+    }
+    return "";
+  }
   std::string log() {
     const std::scoped_lock lock(log_mutex_);
     std::string all;
