@@ -62,8 +62,8 @@ void refuse_other_kinds(const gguf::File& file) {
   for (const Kind& kind : kKinds) {
     if (is_of(file, kind)) refuse(kind.what, kind.advice);
   }
-  if (file.tensors().empty()) {
-    const bool has_vocabulary = file.find("tokenizer.ggml.model") != nullptr;
+  const bool has_vocabulary = file.find("tokenizer.ggml.model") != nullptr;
+  if (file.tensors().empty() && (has_vocabulary || file.find("general.architecture") != nullptr)) {
     refuse(has_vocabulary ? "a vocabulary without weights" : "metadata without weights",
            "load a file that has the model's weights too");
   }
