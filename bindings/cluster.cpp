@@ -16,6 +16,7 @@
 #include "bindings/plan.h"
 #include "bindings/register.h"
 #include "cluster/coordinator/coordinator.h"
+#include "model/arch/identity.h"
 
 namespace py = pybind11;
 
@@ -146,7 +147,7 @@ std::shared_ptr<EngineHandle> deploy(const CoordinatorPtr& self, const GGUFFile&
                                      std::int64_t kv_tokens, bool deterministic,
                                      const std::string& kv_type, const std::string& on_loss,
                                      double wait_s, bool hidden_f16, const std::string& verify,
-                                     std::int64_t micro_batch_rows,
+                                     std::int64_t micro_batch_rows, const Dict& overrides,
                                      const std::shared_ptr<NewsBoard>& news, std::int64_t news_id,
                                      const std::optional<Progress>& progress) {
   const cluster::Plan plan = plan_from_dict(plan_dict);
@@ -155,6 +156,7 @@ std::shared_ptr<EngineHandle> deploy(const CoordinatorPtr& self, const GGUFFile&
   options.load.kv_tokens = kv_tokens;
   options.load.deterministic = deterministic;
   options.load.kv_type = kv_type_from(kv_type, "Cluster.load");
+  options.load.overrides = overrides_from(overrides);
   options.on_loss = on_loss_from(on_loss);
   options.wait_for_worker = std::chrono::milliseconds(static_cast<std::int64_t>(wait_s * 1e3));
   options.hidden_f16 = hidden_f16;
@@ -182,7 +184,8 @@ std::shared_ptr<EngineHandle> deploy(const CoordinatorPtr& self, const GGUFFile&
   }
   auto handle = std::make_shared<EngineHandle>();
   handle->device = strcat("cluster: ", n_used, n_used == 1 ? " worker" : " workers");
-  handle->fingerprint = self->fingerprint(file.shared());
+  handle->fingerprint = model::overridden_identity(self->fingerprint(file.shared()), *file.shared(),
+                                                   options.load.overrides);
   const GilRelease free_gil;
   handle->engine = share_engine(std::move(runner));
   return handle;
@@ -237,8 +240,8 @@ void register_cluster(py::module_& m) {
       .def("deploy", &deploy, py::kw_only(), py::arg("file"), py::arg("plan"), py::arg("n_ctx"),
            py::arg("kv_tokens"), py::arg("deterministic"), py::arg("kv_type"), py::arg("on_loss"),
            py::arg("wait_s"), py::arg("hidden_f16"), py::arg("verify"), py::arg("micro_batch_rows"),
-           py::arg("news"), py::arg("news_id"), py::arg("progress") = py::none(),
-           "Load a model on the workers as the plan says.")
+           py::arg("overrides"), py::arg("news"), py::arg("news_id"),
+           py::arg("progress") = py::none(), "Load a model on the workers as the plan says.")
       .def("add", &add, py::arg("address"), "Link to one more worker.")
       .def("unload", &unload, py::arg("model"),
            "Let workers drop unused weights, of one model or (empty) of all.")

@@ -8,6 +8,7 @@
 #include "bindings/engine_types.h"
 #include "bindings/gguf_file.h"
 #include "bindings/interruptible.h"
+#include "bindings/overrides.h"
 #include "gguf/file.h"
 #include "model/run/local_runner.h"
 
@@ -21,7 +22,7 @@ using Progress = py::typing::Callable<py::object(std::uint64_t, std::uint64_t)>;
 // progress(done, total) in bytes is called from this thread, at most every 25 ms and at the end.
 std::shared_ptr<EngineHandle> load(const GGUFFile& file, std::int64_t n_ctx, std::int64_t kv_tokens,
                                    int threads, const std::string& backend, bool deterministic,
-                                   const std::string& kv_type,
+                                   const std::string& kv_type, const Dict& overrides,
                                    const std::optional<Progress>& progress) {
   std::atomic<std::uint64_t> done{0};
   std::atomic<std::uint64_t> total{0};
@@ -32,6 +33,7 @@ std::shared_ptr<EngineHandle> load(const GGUFFile& file, std::int64_t n_ctx, std
   options.backend = backend;
   options.deterministic = deterministic;
   options.kv_type = kv_type_from(kv_type, "Model");
+  options.overrides = overrides_from(overrides);
   options.progress = [&](std::uint64_t done_bytes, std::uint64_t total_bytes) {
     total = total_bytes;
     done = done_bytes;
@@ -96,7 +98,7 @@ backend::KvType kv_type_from(const std::string& name, const char* where) {
 void register_engine_load(py::module_& m) {
   m.def("load_model", &load, py::kw_only(), py::arg("file"), py::arg("n_ctx"), py::arg("kv_tokens"),
         py::arg("threads"), py::arg("backend"), py::arg("deterministic"), py::arg("kv_type"),
-        py::arg("progress") = py::none(),
+        py::arg("overrides") = Dict(), py::arg("progress") = py::none(),
         "Load an open GGUF file; kv_tokens 0 and threads 0 are automatic.");
 }
 

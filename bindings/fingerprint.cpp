@@ -6,16 +6,19 @@
 #include "base/digest.h"
 #include "bindings/gguf_file.h"
 #include "bindings/interruptible.h"
+#include "bindings/overrides.h"
 #include "bindings/register.h"
 #include "cluster/weights/digest_book.h"
 #include "cluster/weights/identify.h"
+#include "model/arch/identity.h"
 
 namespace py = pybind11;
 
 namespace moesaic::bindings {
 namespace {
 
-std::string fingerprint(const GGUFFile& file, const py::bytes& cache) {
+std::string fingerprint(const GGUFFile& file, const py::bytes& cache, const Dict& overrides) {
+  const model::Overrides set_keys = overrides_from(overrides);
   cluster::FileOps ops;
   cluster::DigestBook book(std::string(cache), ops, [](const std::string&, const std::string&) {});
   cluster::LocalFile local;
@@ -29,7 +32,8 @@ std::string fingerprint(const GGUFFile& file, const py::bytes& cache) {
     cluster::check_unchanged(local.paths, local.states);
     cluster::ReadOptions options;
     options.cancel = &cancel;
-    hex = to_hex(cluster::identify(local, book, ops, options).identity);
+    hex = model::overridden_identity(to_hex(cluster::identify(local, book, ops, options).identity),
+                                     *local.file, set_keys);
   });
   return hex;
 }
@@ -38,6 +42,7 @@ std::string fingerprint(const GGUFFile& file, const py::bytes& cache) {
 
 void register_fingerprint(py::module_& m) {
   m.def("fingerprint", &fingerprint, py::arg("file"), py::arg("cache"),
+        py::arg("overrides") = Dict(),
         "Digest of a file's headers and weights, in hex; reads what no digest is remembered of in "
         "the cache's folder (an encoded path; empty: none).");
 }

@@ -2,6 +2,8 @@
 #include <pybind11/stl.h>
 
 #include "bindings/engine_types.h"
+#include "bindings/gguf_file.h"
+#include "bindings/overrides.h"
 #include "bindings/text.h"
 #include "gguf/file.h"
 #include "model/arch/model_file.h"
@@ -62,26 +64,63 @@ Dict config_dict(const model::Config& config) {
   return out;
 }
 
-model::ModelFile open_model(const py::bytes& path) {
-  return model::understand(model::with_merged_experts(gguf::File::open(std::string(path))));
+model::ModelFile open_model(const py::bytes& path, const Dict& overrides) {
+  return model::understand(model::with_merged_experts(gguf::File::open(std::string(path))),
+                           overrides_from(overrides));
+}
+
+py::object plain(const gguf::Value& value) {
+  switch (value.type()) {
+    case gguf::ValueType::kString:
+      return py::cast(readable(value.as_string()));
+    case gguf::ValueType::kBool:
+      return py::bool_(value.as_bool());
+    case gguf::ValueType::kF32:
+    case gguf::ValueType::kF64:
+      return py::float_(value.as_float());
+    case gguf::ValueType::kU64:
+      return py::int_(value.as_uint());
+    default:
+      return py::int_(value.as_int());
+  }
+}
+
+Dict overridden(const GGUFFile& file, const Dict& overrides) {
+  const model::Overrides set_keys = overrides_from(overrides);
+  const model::ModelFile model =
+      model::understand(model::with_merged_experts(file.shared()), set_keys);
+  const std::string prefix = model.config.arch + ".";
+  Dict out;
+  for (const model::Override& override : set_keys) {
+    const std::string& name = override.name;
+    const std::string key = name.starts_with(prefix) ? name : prefix + name;
+    out[py::str(readable(key))] = plain(*model.file->find(key));
+  }
+  return out;
 }
 
 }  // namespace
 
 void register_model_info(py::module_& m) {
+  m.def("overridden", &overridden, py::arg("file"), py::arg("overrides"),
+        "Whole names and values, as the file's types have them, of overrides that suit a file.");
   m.def(
-      "describe", [](const py::bytes& path) { return config_dict(open_model(path).config); },
-      py::arg("path"), "A file's configuration, read from its headers alone.");
+      "describe",
+      [](const py::bytes& path, const Dict& overrides) {
+        return config_dict(open_model(path, overrides).config);
+      },
+      py::arg("path"), py::arg("overrides") = Dict(),
+      "A file's configuration, read from its headers alone.");
   m.def(
       "engine_config",
       [](const EngineHandle& self) { return config_dict(self.engine->facts().config); },
       py::arg("engine"), "A loaded model's configuration.");
   m.def(
       "memory_need",
-      [](const py::bytes& path, std::int64_t n_ctx) {
+      [](const py::bytes& path, std::int64_t n_ctx, const Dict& overrides) {
         model::LoadOptions options;
         options.n_ctx = n_ctx;
-        const model::MemoryNeed need = model::memory_need(open_model(path), options);
+        const model::MemoryNeed need = model::memory_need(open_model(path, overrides), options);
         Dict out;
         out["weights_bytes"] = need.weights_bytes;
         out["derived_bytes"] = need.derived_bytes;
@@ -90,7 +129,7 @@ void register_model_info(py::module_& m) {
         out["total_bytes"] = need.total();
         return out;
       },
-      py::arg("path"), py::arg("n_ctx"),
+      py::arg("path"), py::arg("n_ctx"), py::arg("overrides") = Dict(),
       "Bytes that running a file would take; nothing is loaded.");
 }
 

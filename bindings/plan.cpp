@@ -203,22 +203,28 @@ cluster::Strategy strategy_from(const std::string& name) {
 
 void register_plan(py::module_& m) {
   py::class_<PlanModel>(m, "PlanModel", "A model to plan for, of its headers alone.")
-      .def(py::init([](const py::bytes& path) {
-             return PlanModel(gguf::File::open(std::string(path)));
+      .def(py::init([](const py::bytes& path, const Dict& overrides) {
+             return PlanModel(gguf::File::open(std::string(path)), overrides);
            }),
-           py::arg("path"), "Of a file by its encoded path.")
+           py::arg("path"), py::arg("overrides") = Dict(), "Of a file by its encoded path.")
       .def_static(
-          "from_gguf", [](const GGUFFile& file) { return PlanModel(file.shared()); },
-          py::arg("file"), "Of an open file, which may be without weights.")
+          "from_gguf",
+          [](const GGUFFile& file, const Dict& overrides) {
+            return PlanModel(file.shared(), overrides);
+          },
+          py::arg("file"), py::arg("overrides") = Dict(),
+          "Of an open file, which may be without weights.")
       .def_static(
           "from_headers",
-          [](const py::bytes& headers, const std::string& name) {
+          [](const py::bytes& headers, const std::string& name, const Dict& overrides) {
             const std::string bytes = headers;
             const auto* data = reinterpret_cast<const std::uint8_t*>(bytes.data());
             return PlanModel(
-                gguf::File::from_headers(std::span<const std::uint8_t>(data, bytes.size()), name));
+                gguf::File::from_headers(std::span<const std::uint8_t>(data, bytes.size()), name),
+                overrides);
           },
-          py::arg("headers"), py::arg("name"), "Of the headers of all parts, one after the other.")
+          py::arg("headers"), py::arg("name"), py::arg("overrides") = Dict(),
+          "Of the headers of all parts, one after the other.")
       .def_property_readonly("n_layers",
                              [](const PlanModel& self) { return self.model().config.n_layers; })
       .def_property_readonly("n_ctx_train",

@@ -5,6 +5,7 @@
 
 #include "bindings/engine_types.h"
 #include "bindings/gguf_file.h"
+#include "bindings/overrides.h"
 #include "cluster/plan/plan.h"
 #include "gguf/file.h"
 
@@ -13,8 +14,8 @@ namespace moesaic::bindings {
 // A model to plan for: of a file's headers, wherever they come from.
 class PlanModel {
  public:
-  explicit PlanModel(std::shared_ptr<const gguf::File> file)
-      : model_(model::understand(std::move(file))) {}
+  PlanModel(std::shared_ptr<const gguf::File> file, const Dict& overrides)
+      : model_(model::understand(std::move(file), overrides_from(overrides))) {}
   const model::ModelFile& model() const { return model_; }
 
  private:

@@ -16,6 +16,7 @@ constexpr bool exists(Reason value) {
 constexpr bool exists(ErrorKind value) { return value <= ErrorKind::kWorkerLost; }
 constexpr bool exists(HiddenType value) { return value <= HiddenType::kF16; }
 constexpr bool exists(DigestPolicy value) { return value <= DigestPolicy::kNever; }
+constexpr bool exists(OverrideKind value) { return value <= OverrideKind::kText; }
 constexpr bool exists(KvOpKind value) { return value <= KvOpKind::kCloseAll; }
 
 template <typename F>
@@ -152,6 +153,15 @@ void fields(F& f, Stage& m) {
   f.field(m.layer_end);
 }
 template <typename F>
+void fields(F& f, Override& m) {
+  f.field(m.name);
+  f.field(m.kind);
+  f.field(m.flag);
+  f.field(m.integer);
+  f.field(m.number);
+  f.field(m.text);
+}
+template <typename F>
 void fields(F& f, Load& m) {
   f.field(m.request);
   f.field(m.identity);
@@ -168,6 +178,7 @@ void fields(F& f, Load& m) {
   f.field(m.hidden);
   f.field(m.digests);
   f.field(m.sources);
+  f.field(m.overrides);
 }
 template <typename F>
 void fields(F& f, LoadProgress& m) {

@@ -210,6 +210,17 @@ struct Stage {
   std::uint32_t layer_end = 0;
 };
 
+enum class OverrideKind : std::uint8_t { kFlag = 0, kInteger = 1, kNumber = 2, kText = 3 };
+
+struct Override {  // a key of the model's file that has another value; the fields of its kind
+  std::string name;
+  OverrideKind kind = OverrideKind::kFlag;
+  bool flag = false;
+  std::int64_t integer = 0;
+  double number = 0.0;
+  std::string text;
+};
+
 struct Load {  // coordinator -> each worker
   static constexpr MessageType kType = MessageType::kLoad;
   std::uint64_t request = 0;
@@ -228,6 +239,7 @@ struct Load {  // coordinator -> each worker
   DigestPolicy digests = DigestPolicy::kFirst;
   std::vector<std::string>
       sources;  // who may be asked for weights: "host:port" of peers, "" for the coordinator
+  std::vector<Override> overrides;
 };
 struct LoadProgress {
   static constexpr MessageType kType = MessageType::kLoadProgress;

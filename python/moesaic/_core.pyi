@@ -41,6 +41,7 @@ __all__: list[str] = [
     "measure",
     "memory_need",
     "open_session",
+    "overridden",
     "plan",
     "qtype_ids",
     "qtypes",
@@ -313,16 +314,16 @@ class PlanModel:
     A model to plan for, of its headers alone.
     """
     @staticmethod
-    def from_gguf(file: GGUFFile) -> PlanModel:
+    def from_gguf(file: GGUFFile, overrides: dict[str, typing.Any] = {}) -> PlanModel:
         """
         Of an open file, which may be without weights.
         """
     @staticmethod
-    def from_headers(headers: bytes, name: str) -> PlanModel:
+    def from_headers(headers: bytes, name: str, overrides: dict[str, typing.Any] = {}) -> PlanModel:
         """
         Of the headers of all parts, one after the other.
         """
-    def __init__(self, path: bytes) -> None:
+    def __init__(self, path: bytes, overrides: dict[str, typing.Any] = {}) -> None:
         """
         Of a file by its encoded path.
         """
@@ -516,6 +517,7 @@ class Coordinator:
         hidden_f16: bool,
         verify: str,
         micro_batch_rows: typing.SupportsInt | typing.SupportsIndex,
+        overrides: dict[str, typing.Any],
         news: NewsBoard,
         news_id: typing.SupportsInt | typing.SupportsIndex,
         progress: collections.abc.Callable[[str, str, int, int], typing.Any] | None = None,
@@ -592,7 +594,7 @@ def dequantize(
     Decode bytes to float32.
     """
 
-def describe(path: bytes) -> dict[str, typing.Any]:
+def describe(path: bytes, overrides: dict[str, typing.Any] = {}) -> dict[str, typing.Any]:
     """
     A file's configuration, read from its headers alone.
     """
@@ -602,7 +604,7 @@ def engine_config(engine: Engine) -> dict[str, typing.Any]:
     A loaded model's configuration.
     """
 
-def fingerprint(file: GGUFFile, cache: bytes) -> str:
+def fingerprint(file: GGUFFile, cache: bytes, overrides: dict[str, typing.Any] = {}) -> str:
     """
     Digest of a file's headers and weights, in hex; reads what no digest is remembered of in the cache's folder (an encoded path; empty: none).
     """
@@ -644,6 +646,7 @@ def load_model(
     backend: str,
     deterministic: bool,
     kv_type: str,
+    overrides: dict[str, typing.Any] = {},
     progress: collections.abc.Callable[[int, int], typing.Any] | None = None,
 ) -> Engine:
     """
@@ -661,13 +664,20 @@ def measure(threads: typing.SupportsInt | typing.SupportsIndex) -> tuple[float, 
     """
 
 def memory_need(
-    path: bytes, n_ctx: typing.SupportsInt | typing.SupportsIndex
+    path: bytes,
+    n_ctx: typing.SupportsInt | typing.SupportsIndex,
+    overrides: dict[str, typing.Any] = {},
 ) -> dict[str, typing.Any]:
     """
     Bytes that running a file would take; nothing is loaded.
     """
 
 def open_session(engine: Engine) -> Session: ...
+def overridden(file: GGUFFile, overrides: dict[str, typing.Any]) -> dict[str, typing.Any]:
+    """
+    Whole names and values, as the file's types have them, of overrides that suit a file.
+    """
+
 def plan(
     model: PlanModel,
     nodes: collections.abc.Sequence[dict[str, typing.Any]],

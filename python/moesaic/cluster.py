@@ -35,6 +35,7 @@ from moesaic.inputs import KV_TYPES, real
 from moesaic.launcher import LocalLauncher, undisturbed
 from moesaic.model import Model
 from moesaic.nodes import Node, Nodes
+from moesaic.overrides import Applied, Override, Overrides, checked
 from moesaic.plan import Plan, plan_options, trained_context
 from moesaic.progress import Progress
 from moesaic.progress import check as check_progress
@@ -309,6 +310,7 @@ class Cluster:
         kv_type: str = "f16",
         deterministic: bool = False,
         layers: Sequence[int] | None = None,
+        overrides: Overrides | None = None,
     ) -> Plan:
         """Say which worker would hold what of a model, what that takes, and how fast it would be.
 
@@ -323,7 +325,7 @@ class Cluster:
             less.
         kv_tokens : int or None
             Most tokens of all sequences together. None: ``n_ctx``.
-        wire, kv_type, deterministic
+        wire, kv_type, deterministic, overrides
             As for :meth:`load`.
         layers : sequence of int, optional
             How many layers each worker gets, instead of the best cut.
@@ -354,9 +356,10 @@ class Cluster:
         self._check(where)
         one_of(kv_type, "kv_type", KV_TYPES, where)
         ends = None if layers is None else layer_ends(layers, len(self._addresses), where)
+        set_keys = checked(overrides, where)
         with self._open(path, where) as file:
             options = plan_options(
-                n_ctx=trained_context(file) if n_ctx is None else n_ctx,
+                n_ctx=trained_context(file, set_keys) if n_ctx is None else n_ctx,
                 kv_tokens=kv_tokens,
                 strategy=strategy,
                 wire=wire,
@@ -364,7 +367,7 @@ class Cluster:
                 deterministic=deterministic,
                 where=where,
             )
-            return self._make_plan(file, options, ends, None)
+            return self._make_plan(file, options, ends, None, set_keys)
 
     def load(
         self,
@@ -380,6 +383,7 @@ class Cluster:
         kv_type: str = "f16",
         wire: str = "f32",
         verify: str = "first",
+        overrides: Overrides | None = None,
     ) -> Model:
         """Load a model on the workers.
 
@@ -397,7 +401,7 @@ class Cluster:
         n_ctx, kv_tokens : int or None
             Most tokens of one sequence, and of all together. None: the plan's, and without a plan
             4096 of both.
-        deterministic, kv_type
+        deterministic, kv_type, overrides
             As for :class:`Model`.
         on_loss : {"raise", "wait", "replan"}
             What happens when a worker is lost while the model works: WorkerLost is raised; or it is
@@ -467,10 +471,11 @@ class Cluster:
         one_of(verify, "verify", ("first", "always", "never"), where)
         real(wait_seconds, "wait_seconds", where, 0.0, _A_WEEK_S)
         check_progress(progress)
+        set_keys = checked(overrides, where)
         with ExitStack() as undo:
             file = undo.enter_context(self._open(path, where))
             ends = None if plan is None else planned_ends(plan, self._addresses, where)
-            made = self._make_plan(file, options, ends, progress)
+            made = self._make_plan(file, options, ends, progress, set_keys)
             news_id = self._voice.add(progress, on_loss)
             undo.callback(self._voice.forget, news_id)
             with Bars(progress) as bars:
@@ -486,6 +491,7 @@ class Cluster:
                     hidden_f16=wire == "f16",
                     verify=verify,
                     micro_batch_rows=plan.micro_batch_rows if plan else 0,
+                    overrides=set_keys,
                     news=self._voice.board,
                     news_id=news_id,
                     progress=bars.update if bars.active else None,
@@ -497,6 +503,7 @@ class Cluster:
             path=os.fspath(path),
             deterministic=deterministic,
             progress=progress,
+            overrides=Applied.to(file, set_keys),
             stacklevel=2,
         )
         weakref.finalize(model, self._voice.forget, news_id)
@@ -514,13 +521,18 @@ class Cluster:
         return open_file(self._core, self._launcher, path, where)
 
     def _make_plan(
-        self, file: GGUF, options: dict[str, Any], ends: list[int] | None, progress: Progress
+        self,
+        file: GGUF,
+        options: dict[str, Any],
+        ends: list[int] | None,
+        progress: Progress,
+        overrides: dict[str, Override],
     ) -> Plan:
         """Make the best plan, or evaluate one with these layers, here and now."""
         n_new = sum(node.rates is None and node.state != "lost" for node in self.nodes)
         if n_new:
             Voice.say(f"measuring {count_of(n_new)}", progress)
-        model = _core.PlanModel.from_gguf(file._file.get())
+        model = _core.PlanModel.from_gguf(file._file.get(), overrides)
         return Plan.from_dict(_core.plan(model, self._core.facts(), options, ends))
 
     # -- its life ----------------------------------------------------------------------------------

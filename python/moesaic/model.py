@@ -24,6 +24,7 @@ from moesaic.model_arrays import ArrayMethods
 from moesaic.model_base import ModelFile
 from moesaic.model_chat import ChatMethods
 from moesaic.model_names import located
+from moesaic.overrides import Applied, Overrides, checked
 from moesaic.progress import Progress, Reporter
 from moesaic.progress import check as check_progress
 from moesaic.results import Chunk, Generation, Timings
@@ -76,6 +77,10 @@ class Model(ChatMethods, ArrayMethods):
     kv_type : {"f16", "f32", "q8_0"}
         Element type of the KV cache. ``"q8_0"`` takes about half the memory of ``"f16"`` and
         rounds cached rows to 8 bits in blocks of 32.
+    overrides : Mapping of str to bool, int, float or str, or None
+        Keys of the file's metadata that have other values, as if they stood in the file:
+        ``{"expert_used_count": 4}``. Names with the architecture's prefix or without it; only
+        those that a model of its kind reads. Another value makes another :attr:`fingerprint`.
 
     Raises
     ------
@@ -108,6 +113,7 @@ class Model(ChatMethods, ArrayMethods):
         deterministic: bool = False,
         progress: Progress = None,
         kv_type: str = "f16",
+        overrides: Overrides | None = None,
     ) -> None:
         where = "Model"
         path = located(path, where)
@@ -121,6 +127,7 @@ class Model(ChatMethods, ArrayMethods):
         _one_of(backend, "backend", ["auto", *_core.available_backends()])
         _one_of(kv_type, "kv_type", KV_TYPES)
         check_progress(progress)
+        set_keys = checked(overrides, where)
         file = GGUF(path)
         with Reporter(progress, "load") as report:
             engine = _core.load_model(
@@ -131,15 +138,17 @@ class Model(ChatMethods, ArrayMethods):
                 backend=backend,
                 deterministic=deterministic,
                 kv_type=kv_type,
+                overrides=set_keys,
                 progress=report.update if report.active else None,
             )
         self._adopt(
             engine,
             file,
             path=os.fspath(path),
-            fingerprint=Fingerprint(file._file.get()),
+            fingerprint=Fingerprint(file._file.get(), overrides=set_keys),
             deterministic=deterministic,
             progress=progress,
+            overrides=Applied.to(file, set_keys),
             stacklevel=3,
         )
 
@@ -152,6 +161,7 @@ class Model(ChatMethods, ArrayMethods):
         path: str,
         deterministic: bool = False,
         progress: Progress = None,
+        overrides: Applied | None = None,
         stacklevel: int = 2,
     ) -> _T:
         """Make a model of an engine that runs already, wherever its layers are.
@@ -168,6 +178,8 @@ class Model(ChatMethods, ArrayMethods):
             How the engine was loaded.
         progress : None, bool or callable
             As for :class:`Model`, for long prefills.
+        overrides : Applied or None
+            What it was loaded with.
         stacklevel : int
             Whom a warning about ``n_ctx`` points at: 1 is who calls this, 2 who called that.
         """
@@ -179,6 +191,7 @@ class Model(ChatMethods, ArrayMethods):
             fingerprint=Fingerprint(known=engine.fingerprint) if engine.fingerprint else None,
             deterministic=deterministic,
             progress=check_progress(progress),
+            overrides=overrides or Applied(),
             stacklevel=stacklevel + 2,
         )
         return model
@@ -194,12 +207,13 @@ class Model(ChatMethods, ArrayMethods):
         deterministic: bool = True,
         progress: Progress = None,
         kv_type: str = "f16",
+        overrides: Overrides | None = None,
     ) -> _T:
         """Load the small mixture-of-experts model that ships in the package.
 
         Parameters
         ----------
-        n_ctx, kv_tokens, threads, backend, deterministic, progress, kv_type
+        n_ctx, kv_tokens, threads, backend, deterministic, progress, kv_type, overrides
             As for :class:`Model`; ``n_ctx`` is 512, the length the model was trained for, and
             ``deterministic`` is on, so that what is shown is what one sees.
 
@@ -229,6 +243,7 @@ class Model(ChatMethods, ArrayMethods):
                 deterministic=deterministic,
                 progress=progress,
                 kv_type=kv_type,
+                overrides=overrides,
             )
 
 

@@ -152,7 +152,7 @@ class ArrayMethods(LoadedModel):
         """
         self._engine.check_usable("Model.load_session")
         encoded = encoded_path(path, "Model.load_session")
-        return Session(self, _core.load_session(self._engine, encoded, self.fingerprint))
+        return Session(self, _core.load_session(self._engine, encoded, self._session_identity()))
 
     def forward_many(
         self,

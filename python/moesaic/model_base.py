@@ -22,6 +22,7 @@ from moesaic.config import Config
 from moesaic.errors import ArgumentError, FormatError
 from moesaic.fingerprint import Fingerprint
 from moesaic.inputs import Tokens, integer, prompt_ids, token_ids
+from moesaic.overrides import Applied, Overlaid, Override
 from moesaic.progress import Progress
 from moesaic.rendered import RenderedChat
 from moesaic.vocabulary import check_special_ids
@@ -67,6 +68,7 @@ class LoadedModel:
     _fingerprint: Fingerprint | None
     _progress: Progress
     _deterministic: bool
+    _overrides: Applied
     _config: Config
     _capture_names: tuple[str, ...]
 
@@ -79,6 +81,7 @@ class LoadedModel:
         fingerprint: Fingerprint | None,
         deterministic: bool,
         progress: Progress,
+        overrides: Applied,
         stacklevel: int,
     ) -> None:
         """Become the model of an engine that runs; a file that does not fit it closes both."""
@@ -88,6 +91,7 @@ class LoadedModel:
         self._fingerprint = fingerprint
         self._progress = progress
         self._deterministic = deterministic
+        self._overrides = overrides
         self._config = Config._from_core(_core.engine_config(engine))
         self._capture_names = tuple(engine.capture_names)
         self._lock = threading.Lock()
@@ -116,8 +120,23 @@ class LoadedModel:
 
     @property
     def metadata(self) -> Mapping[str, MetadataValue]:
-        """Every key of the file."""
+        """Every key of the file, with the values that :attr:`overrides` gave it."""
+        if self._overrides.changed:
+            return Overlaid(self._file.metadata, self._overrides.changed)
         return self._file.metadata
+
+    @property
+    def overrides(self) -> Mapping[str, Override]:
+        """The keys of the file that it was loaded with other values for, as they were given.
+
+        Examples
+        --------
+        >>> import moesaic
+        >>> m = moesaic.Model.demo(overrides={"expert_used_count": 1})
+        >>> dict(m.overrides), m.config.n_active
+        ({'expert_used_count': 1}, 1)
+        """
+        return self._overrides.given
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:
@@ -131,7 +150,7 @@ class LoadedModel:
 
     @property
     def fingerprint(self) -> str:
-        """What the model is, weights included: a SHA-256 over its headers and all of its weights.
+        """What the model is: a SHA-256 over its headers, all of its weights and its overrides.
 
         64 hex digits, the same for a file and its split set, other ones when a single weight or key
         differs. Saved sessions, results and clusters name a model by it. The first time that it is
@@ -155,6 +174,11 @@ class LoadedModel:
         if self._fingerprint is None:
             raise FormatError(f"[Model.fingerprint] {self._path}: not known of this model")
         return self._fingerprint()
+
+    def _session_identity(self) -> str:
+        """Return what saved sessions know the model by: its fingerprint and overrides."""
+        changed = str(self._overrides)
+        return f"{self.fingerprint}, overrides {changed}" if changed else self.fingerprint
 
     @property
     def n_ctx(self) -> int:
@@ -413,6 +437,8 @@ class LoadedModel:
     def __repr__(self) -> str:
         c = self._config
         experts = f", {c.n_experts} experts of which {c.n_active} work" if c.n_experts else ""
+        if self._overrides.changed:
+            experts += f", with {self._overrides}"
         state = "closed" if self.closed else f"n_ctx {self.n_ctx}, {self.device}"
         return (
             f"Model({Path(self.path).name!r}, {c.arch}, {c.n_layers} layers, width {c.d_model}"
@@ -428,6 +454,7 @@ class LoadedModel:
             ("width", c.d_model),
             ("heads", c.n_heads),
             ("experts", f"{c.n_experts}, {c.n_active} a token" if c.n_experts else "none"),
+            *([("overrides", str(self._overrides))] if self._overrides.changed else []),
             ("vocabulary", f"{c.vocab:,}"),
             ("n_ctx", f"{self.n_ctx:,} (trained: {c.n_ctx_train:,})"),
             ("memory", f"{self.memory['total_bytes'] / 1e6:,.1f} MB"),

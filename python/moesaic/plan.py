@@ -16,6 +16,7 @@ from moesaic._tables import html_table, text_table
 from moesaic.errors import ArgumentError, IoError, MoesaicError
 from moesaic.inputs import flag, integer, real
 from moesaic.model_names import located
+from moesaic.overrides import Override, Overrides, checked
 from moesaic.paper import Amounts, node_facts
 
 if TYPE_CHECKING:
@@ -128,6 +129,7 @@ class Plan:
         kv_type: str = "f16",
         deterministic: bool = False,
         headroom: float = 0.05,
+        overrides: Overrides | None = None,
     ) -> Plan:
         """Plan for machines that need not be there, from headers alone.
 
@@ -164,6 +166,8 @@ class Plan:
             As of Model: MLA keeps one form for any number of rows.
         headroom : float
             Share of each node's memory that stays free.
+        overrides : Mapping of str to bool, int, float or str, or None
+            Keys of the file that have other values, as for :class:`Model`.
 
         Returns
         -------
@@ -187,7 +191,7 @@ class Plan:
         61
         """
         where = "plan"
-        core = _core_model(model)
+        core = _core_model(model, checked(overrides, where))
         facts = node_facts(
             nodes=nodes,
             memory=memory,
@@ -416,10 +420,11 @@ def usual_context(trained: object) -> int:
     return _USUAL_CONTEXT
 
 
-def trained_context(file: GGUF) -> int:
-    """Return :func:`usual_context` of an open file."""
-    arch = file.metadata.get("general.architecture")
-    return usual_context(file.metadata.get(f"{arch}.context_length"))
+def trained_context(file: GGUF, overrides: Mapping[str, Override]) -> int:
+    """Return :func:`usual_context` of an open file with overrides."""
+    key = f"{file.metadata.get('general.architecture')}.context_length"
+    trained = overrides.get(key, overrides.get("context_length", file.metadata.get(key)))
+    return usual_context(trained)
 
 
 def plan_options(
@@ -453,7 +458,9 @@ def plan_options(
     }
 
 
-def _core_model(model: str | os.PathLike[str]) -> _core.PlanModel:
+def _core_model(
+    model: str | os.PathLike[str], overrides: Mapping[str, Override]
+) -> _core.PlanModel:
     """Headers of a file, or of a description."""
     try:
         path = Path(model)
@@ -465,12 +472,12 @@ def _core_model(model: str | os.PathLike[str]) -> _core.PlanModel:
     if str(model) in description.SHIPPED or path.name.endswith((".json", ".json.gz")):
         described = description.load(str(model))
         return _core.PlanModel.from_headers(
-            description.header_bytes(described, path.name), path.name
+            description.header_bytes(described, path.name), path.name, dict(overrides)
         )
     near = _near_shipped(path.name)
     if near and not os.path.lexists(path):
         raise IoError(f"[plan] {model}: there is no such file here; did you mean {near}?")
-    return _core.PlanModel(os.fsencode(located(model, "plan")))
+    return _core.PlanModel(os.fsencode(located(model, "plan")), dict(overrides))
 
 
 def _near_shipped(name: str) -> str | None:

@@ -344,7 +344,7 @@ class Session:
         with self._lock:
             self._check("Session.save")
             encoded = encoded_path(path, "Session.save")
-            self._core.save(encoded, self._model.fingerprint)
+            self._core.save(encoded, self._model._session_identity())
 
     def close(self) -> None:
         """Free the cache, now or when the call that uses it has ended. May be called again."""

@@ -462,7 +462,7 @@ std::unique_ptr<model::Runner> CoordinatorImpl::deploy(std::shared_ptr<const ggu
                                                        const DeployOptions& options) {
   check_open();
   RunnerSetup setup;
-  setup.model = model::understand(file);
+  setup.model = model::understand(file, options.load.overrides);
   setup.load = options.load;
   setup.load.where = "Cluster.load";
   if (setup.load.kv_tokens == 0) {
@@ -509,6 +509,7 @@ std::unique_ptr<model::Runner> CoordinatorImpl::deploy(std::shared_ptr<const ggu
   load.max_step_rows = static_cast<std::uint32_t>(setup.load.max_step_rows);
   load.deterministic = setup.load.deterministic;
   load.kv_type = static_cast<std::uint8_t>(setup.load.kv_type);
+  load.overrides = to_wire(options.load.overrides);
   load.hidden = options.hidden_f16 ? wire::HiddenType::kF16 : wire::HiddenType::kF32;
   load.digests = options.digests;
   load.sources = addresses();

@@ -57,6 +57,41 @@ model::SamplerSpec from_wire(const wire::Sampler& sampler) {
   return out;
 }
 
+std::vector<wire::Override> to_wire(const model::Overrides& overrides) {
+  using wire::OverrideKind;
+  std::vector<wire::Override> sent;
+  for (const model::Override& override : overrides) {
+    wire::Override& to = sent.emplace_back();
+    to.name = override.name;
+    if (const auto* flag = std::get_if<bool>(&override.value)) {
+      to.kind = OverrideKind::kFlag;
+      to.flag = *flag;
+    } else if (const auto* integer = std::get_if<std::int64_t>(&override.value)) {
+      to.kind = OverrideKind::kInteger;
+      to.integer = *integer;
+    } else if (const auto* number = std::get_if<double>(&override.value)) {
+      to.kind = OverrideKind::kNumber;
+      to.number = *number;
+    } else {
+      to.kind = OverrideKind::kText;
+      to.text = std::get<std::string>(override.value);
+    }
+  }
+  return sent;
+}
+
+model::Overrides from_wire(const std::vector<wire::Override>& overrides) {
+  using wire::OverrideKind;
+  model::Overrides got;
+  for (const wire::Override& override : overrides) {
+    model::Override& to = got.emplace_back(model::Override{override.name, override.flag});
+    if (override.kind == OverrideKind::kInteger) to.value = override.integer;
+    if (override.kind == OverrideKind::kNumber) to.value = override.number;
+    if (override.kind == OverrideKind::kText) to.value = override.text;
+  }
+  return got;
+}
+
 wire::SampledToken to_wire(const model::Sampled& sampled) {
   return {sampled.token, sampled.logprob, sampled.top_ids, sampled.top_logprobs};
 }

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "model/config.h"
+#include "model/file/overrides.h"
 #include "model/runner.h"
 #include "wire/messages.h"
 
@@ -14,6 +15,8 @@ namespace moesaic::cluster {
 
 wire::Sampler to_wire(const model::SamplerSpec& spec);
 model::SamplerSpec from_wire(const wire::Sampler& sampler);
+std::vector<wire::Override> to_wire(const model::Overrides& overrides);
+model::Overrides from_wire(const std::vector<wire::Override>& overrides);
 wire::SampledToken to_wire(const model::Sampled& sampled);
 model::Sampled from_wire(const wire::SampledToken& sampled);
 

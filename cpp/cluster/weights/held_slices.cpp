@@ -10,7 +10,8 @@ namespace moesaic::cluster {
 bool operator==(const SliceKey& a, const SliceKey& b) {
   return a.identity == b.identity && a.slice.layer_begin == b.slice.layer_begin &&
          a.slice.layer_end == b.slice.layer_end && a.slice.embed == b.slice.embed &&
-         a.slice.head == b.slice.head && a.deterministic == b.deterministic;
+         a.slice.head == b.slice.head && a.deterministic == b.deterministic &&
+         a.overrides == b.overrides;
 }
 
 std::shared_ptr<HeldSlice> HeldSlices::find(const SliceKey& key) {

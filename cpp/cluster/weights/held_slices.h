@@ -21,6 +21,7 @@ struct SliceKey {
   wire::Digest identity{};  // of the model's content
   model::Slice slice;
   bool deterministic = false;  // without the weights of the decompressed form
+  std::string overrides;       // of the file's keys, model::text_of()
 };
 bool operator==(const SliceKey& a, const SliceKey& b);
 

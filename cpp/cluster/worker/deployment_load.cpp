@@ -37,6 +37,7 @@ model::LoadOptions load_options(const wire::Load& load, const WorkerOptions& wor
   options.threads = worker.threads;
   options.kv_type = kv_type_from_wire(load.kv_type);
   options.max_step_rows = load.max_step_rows;
+  options.overrides = from_wire(load.overrides);
   options.where = "Cluster.load";
   model::validate(options);
   if (options.kv_tokens < options.n_ctx) {
@@ -209,7 +210,7 @@ std::shared_ptr<HeldSlice> Deployment::load_slice(const SliceKey& key,
     bytes_read += headers.bytes_read;
     headers = host_.store().open(request);
   }
-  slice->model = model::understand(headers.file);
+  slice->model = model::understand(headers.file, options.overrides);
   if (load_.stages.back().layer_end != slice->model.config.n_layers) {
     fail<ProtocolError>("[load] stages: got ", load_.stages.back().layer_end, " layers, ",
                         load_.name, " has ", slice->model.config.n_layers);
@@ -226,7 +227,7 @@ std::shared_ptr<HeldSlice> Deployment::load_slice(const SliceKey& key,
   slice->source = opened.source;
   slice->paths = opened.paths;
   slice->states = opened.states;
-  slice->model = model::understand(opened.file);
+  slice->model = model::understand(opened.file, options.overrides);
   slice->bytes = model::weight_bytes(slice->model, key.slice, !key.deterministic);
   slice->weights = model::load_weights(
       *slice->backend, slice->model, key.slice,
@@ -272,6 +273,7 @@ void Deployment::load() {
   key.identity = content().identity;
   key.slice = slice_of(load_);
   key.deterministic = load_.deterministic;
+  key.overrides = model::text_of(from_wire(load_.overrides));
   model::LoadOptions options = load_options(load_, host_.options());
   std::uint64_t bytes_read = 0;
   const auto begin = std::chrono::steady_clock::now();

@@ -2,6 +2,7 @@
 #include "model/arch/identity.h"
 
 #include <bit>
+#include <memory>
 #include <string_view>
 
 #include "base/digest.h"
@@ -89,6 +90,19 @@ Sha256Digest header_digest(const gguf::File& file) {
     for (const std::uint64_t n : tensor.ne) hasher.number(n);
   }
   return hasher.finish();
+}
+
+std::string overridden_identity(const std::string& content, const gguf::File& file,
+                                const Overrides& overrides) {
+  if (overrides.empty() || content.empty()) return content;
+  const std::shared_ptr<const gguf::File> same(std::shared_ptr<const gguf::File>(), &file);
+  const Sha256Digest headers = header_digest(*with_overrides(same, overrides));
+  if (headers == header_digest(file)) return content;
+  Hasher hasher;
+  hasher.text("moesaic overrides 1");
+  hasher.text(content);
+  hasher.text(to_hex(headers));
+  return to_hex(hasher.finish());
 }
 
 std::string identity_of(const gguf::File& file, backend::KvType kv_type) {

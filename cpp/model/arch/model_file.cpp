@@ -77,13 +77,17 @@ std::vector<std::string> tensors_to_understand(const gguf::File& file) {
   return {kRopeFreqs};
 }
 
-ModelFile understand(std::shared_ptr<const gguf::File> file) {
+namespace {
+
+ModelFile understand_with(std::shared_ptr<const gguf::File> file, const Overrides& overrides) {
   refuse_other_kinds(*file);
+  file = with_overrides(std::move(file), overrides);
   const Keys keys(file);
   const arch::Family& family = arch::family_of(keys);
   ModelFile model;
   model.file = std::move(file);
   model.config = family.read(keys);
+  check_were_asked(keys, overrides);
   refuse_unread_keys(keys, model.config);
   read_outside(keys, model);
 
@@ -98,6 +102,18 @@ ModelFile understand(std::shared_ptr<const gguf::File> file) {
     model.layers.push_back(std::move(list.specs()));
   }
   return model;
+}
+
+}  // namespace
+
+ModelFile understand(std::shared_ptr<const gguf::File> file, const Overrides& overrides) {
+  try {
+    return understand_with(file, overrides);
+  } catch (const FormatError& error) {
+    if (overrides.empty()) throw;
+    understand_with(file, {});  // the file's own fault comes first
+    fail<ArgumentError>("[overrides] ", text_of(overrides), ": ", error.what());
+  }
 }
 
 }  // namespace moesaic::model

@@ -9,7 +9,7 @@
 
 #include "gguf/file.h"
 #include "model/config.h"
-#include "model/file/keys.h"
+#include "model/file/overrides.h"
 #include "model/file/tensor_list.h"
 
 namespace moesaic::model {
@@ -27,7 +27,8 @@ struct ModelFile {
 // Tensors whose values understand() reads: they must be there in a file that has no weights.
 std::vector<std::string> tensors_to_understand(const gguf::File& file);
 
-// Throws FormatError naming file, key or tensor, what it got and what it needed.
-ModelFile understand(std::shared_ptr<const gguf::File> file);
+// Throws FormatError naming file, key or tensor, what it got and what it needed; ArgumentError
+// naming the overrides when it is them that do not fit. ModelFile.file has the overridden metadata.
+ModelFile understand(std::shared_ptr<const gguf::File> file, const Overrides& overrides = {});
 
 }  // namespace moesaic::model

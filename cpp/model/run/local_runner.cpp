@@ -14,7 +14,7 @@ namespace moesaic::model {
 std::unique_ptr<LocalRunner> LocalRunner::load(const std::shared_ptr<const gguf::File>& file,
                                                const LoadOptions& options) {
   validate(options);
-  ModelFile model = understand(with_merged_experts(file));
+  ModelFile model = understand(with_merged_experts(file), options.overrides);
   auto backend = backend::make_backend(options.backend, {.n_threads = options.threads});
   const Slice slice = Slice::whole(model.config);
   const std::uint64_t free_bytes = available_memory_bytes();

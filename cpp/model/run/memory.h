@@ -28,6 +28,7 @@ struct LoadOptions {
   bool prefault = true;  // read all weights now
   std::function<void(std::uint64_t done_bytes, std::uint64_t total_bytes)> progress{};
   const CancelFlag* cancel = nullptr;
+  Overrides overrides{};        // of the file's keys
   std::string where = "Model";  // the call that loads, for messages
 };
 

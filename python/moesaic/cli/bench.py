@@ -54,10 +54,11 @@ def bench(
     cluster: o.Workers = None,
     key: o.Key = None,
     local: o.Local = None,
+    override: o.OverrideKeys = None,
     as_json: o.Json = False,
 ) -> None:
     """Measure time to first token, prefill and decode by prompt length, beside the ceilings."""
-    place = o.Place(cluster, key, local)
+    place = o.Place(cluster, key, local, overrides=o.override_values(override, "bench"))
     wanted = usual_lengths(model, place, generate) if prompt is None else lengths(prompt)
     n_ctx = max(wanted) + generate + 1
     start = time.perf_counter()

@@ -60,6 +60,7 @@ def chat(
     plan: o.PlanFile = None,
     kv_type: o.KvType = "f16",
     kv_tokens: o.KvTokens = None,
+    override: o.OverrideKeys = None,
 ) -> None:
     """Talk with a model; /help lists the commands."""
     settings: dict[str, Any] = {
@@ -71,7 +72,8 @@ def chat(
         "seed": seed,
     }
     variables = dict(chat_commands.template_variable(text) for text in template_var or ())
-    place = o.Place(cluster, key, local, on_loss, plan, kv_type, kv_tokens)
+    overrides = o.override_values(override, "chat")
+    place = o.Place(cluster, key, local, on_loss, plan, kv_type, kv_tokens, overrides)
     with o.open_model(
         model, n_ctx=n_ctx, threads=threads, deterministic=deterministic, place=place
     ) as m:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from moesaic.cli.terminal import command, human_bytes, one_line, plain, print_js
 from moesaic.description import describe_metadata
 from moesaic.errors import FormatError
 from moesaic.gguf import GGUF, Tensor
+from moesaic.overrides import Override
 
 CONTEXT_LENGTHS = (4096, 16384, 65536, 262144)
 
@@ -26,11 +28,13 @@ def inspect(
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
     metadata: Annotated[bool, typer.Option("--metadata", help="List every metadata key.")] = False,
     template: Annotated[bool, typer.Option("--template", help="Print the chat template.")] = False,
+    override: o.OverrideKeys = None,
     as_json: o.Json = False,
 ) -> None:
     """Show what a file holds, and the memory it needs by context length."""
+    overrides = o.override_values(override, "inspect")
     with GGUF(file) as gguf:
-        report = describe(gguf)
+        report = describe(gguf, overrides)
         if as_json:
             # With these two it is a description, which `moesaic plan` takes instead of the file.
             rows = [tensor_row(n, t) for n, t in gguf.tensors.items()]
@@ -58,7 +62,7 @@ def inspect(
             print(f"\n{plain(str(text), keep=chr(10) + chr(9))}")
 
 
-def describe(gguf: GGUF) -> dict[str, Any]:
+def describe(gguf: GGUF, overrides: Mapping[str, Override] | None = None) -> dict[str, Any]:
     """Everything ``inspect`` says, as plain data."""
     m = gguf.metadata
     arch = str(m.get("general.architecture", ""))
@@ -70,7 +74,7 @@ def describe(gguf: GGUF) -> dict[str, Any]:
         row["bytes"] += t.nbytes
     params = sum(r["params"] for r in by_type.values())
     n_bytes = sum(r["bytes"] for r in by_type.values())
-    config, reason = runnable(gguf)
+    config, reason = runnable(gguf, overrides or {})
     tokens = m.get("tokenizer.ggml.tokens")
     return {
         "files": list(gguf.paths),
@@ -84,7 +88,7 @@ def describe(gguf: GGUF) -> dict[str, Any]:
         "layers": layer_kinds(gguf),
         "config": config,
         "not_runnable_because": reason,
-        "memory": memory_by_context(gguf, config) if config else [],
+        "memory": memory_by_context(gguf, config, overrides or {}) if config else [],
         "tokenizer": {
             "model": m.get("tokenizer.ggml.model"),
             "pre": m.get("tokenizer.ggml.pre"),
@@ -94,23 +98,30 @@ def describe(gguf: GGUF) -> dict[str, Any]:
     }
 
 
-def runnable(gguf: GGUF) -> tuple[dict[str, Any] | None, str | None]:
+def runnable(
+    gguf: GGUF, overrides: Mapping[str, Override]
+) -> tuple[dict[str, Any] | None, str | None]:
     """Return the configuration, or why Moesaic cannot run the file."""
     if not gguf.tensors:
         return None, "it holds no tensors, only what a tokenizer needs"
     try:
         first = os.fsencode(gguf.paths[0])  # a name need not be UTF-8
-        return _core.describe(first), None
+        return _core.describe(first, dict(overrides)), None
     except FormatError as error:
         return None, str(error)
 
 
-def memory_by_context(gguf: GGUF, config: dict[str, Any]) -> list[dict[str, int]]:
+def memory_by_context(
+    gguf: GGUF, config: dict[str, Any], overrides: Mapping[str, Override]
+) -> list[dict[str, int]]:
     """Bytes that one sequence needs at some lengths, up to the one the model was trained for."""
     longest = int(config["n_ctx_train"]) or CONTEXT_LENGTHS[-1]
     lengths = {min(n, longest) for n in CONTEXT_LENGTHS}
     first = os.fsencode(gguf.paths[0])
-    return [{"n_ctx": n} | _core.memory_need(first, n_ctx=n) for n in sorted(lengths)]
+    return [
+        {"n_ctx": n} | _core.memory_need(first, n_ctx=n, overrides=dict(overrides))
+        for n in sorted(lengths)
+    ]
 
 
 def layer_kinds(gguf: GGUF) -> list[dict[str, Any]]:

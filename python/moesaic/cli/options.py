@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from moesaic.errors import ArgumentError, FormatError, IoError
 if TYPE_CHECKING:
     from moesaic.cluster import Cluster
     from moesaic.model import Model
+    from moesaic.overrides import Override
     from moesaic.plan import Plan
 
 #: Most tokens of an answer in a conversation.
@@ -122,6 +123,15 @@ PlanFile = Annotated[
         show_default=False,
     ),
 ]
+OverrideKeys = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--override",
+        metavar="KEY=VALUE",
+        help="Another value for a key of the file, like expert_used_count=4; may be repeated.",
+        show_default=False,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
 
@@ -136,6 +146,7 @@ class Place:
     plan: Path | None = None
     kv_type: str = "f16"
     kv_tokens: int | None = None
+    overrides: Mapping[str, Override] | None = None
 
     @property
     def here(self) -> bool:
@@ -144,7 +155,11 @@ class Place:
 
     def memory_options(self) -> dict[str, Any]:
         """Return what a load here and one on workers have in common."""
-        return {"kv_type": self.kv_type, "kv_tokens": self.kv_tokens}
+        return {
+            "kv_type": self.kv_type,
+            "kv_tokens": self.kv_tokens,
+            "overrides": self.overrides,
+        }
 
     def check(self) -> None:
         """Refuse options that are for workers when there are none."""
@@ -156,6 +171,13 @@ class Place:
         for name, is_given in given.items():
             if self.here and is_given:
                 raise ArgumentError(f"[run] got {name} without --cluster, which it is for")
+
+
+def override_values(texts: list[str] | None, where: str) -> dict[str, Override]:
+    """Return what ``--override KEY=VALUE`` gave."""
+    from moesaic.overrides import parsed
+
+    return parsed(texts, where)
 
 
 def read_plan(path: Path) -> Plan:
@@ -212,7 +234,7 @@ def open_model(
     if place.here:
         if n_ctx is None:
             with GGUF(path) as file:
-                n_ctx = trained_context(file)
+                n_ctx = trained_context(file, place.overrides or {})
         with Model(
             path,
             n_ctx=n_ctx,
@@ -227,7 +249,7 @@ def open_model(
     with open_cluster(place, threads) as cluster:
         if n_ctx is None and plan is None:
             with cluster._open(path, "run") as file:
-                n_ctx = trained_context(file)
+                n_ctx = trained_context(file, place.overrides or {})
         with cluster.load(
             path,
             n_ctx=n_ctx,

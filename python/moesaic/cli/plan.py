@@ -101,6 +101,7 @@ def plan(
     strategy: Annotated[str, typer.Option("--strategy", help="auto or pipeline.")] = "auto",
     wire: Annotated[str, typer.Option("--wire", help="Hidden rows travel as f32 or f16.")] = "f32",
     deterministic: o.Deterministic = False,
+    override: o.OverrideKeys = None,
     as_json: o.Json = False,
 ) -> None:
     """Plan a model over a cluster, or over machines that need not be there; reads headers only."""
@@ -117,7 +118,8 @@ def plan(
     }
     paper = {name: value for name, value in paper.items() if value is not None}
     options: dict[str, Any] = {
-        "n_ctx": n_ctx, "kv_tokens": kv_tokens, "strategy": strategy, "wire": wire
+        "n_ctx": n_ctx, "kv_tokens": kv_tokens, "strategy": strategy, "wire": wire,
+        "overrides": o.override_values(override, "plan"),
     }  # fmt: skip
     if cluster is not None:
         if paper:

@@ -54,11 +54,13 @@ def run(
     plan: o.PlanFile = None,
     kv_type: o.KvType = "f16",
     kv_tokens: o.KvTokens = None,
+    override: o.OverrideKeys = None,
     as_json: o.Json = False,
 ) -> None:
     """Generate text from a prompt. The text goes to stdout, figures to stderr."""
     text = given_prompt(words, prompt)
-    place = o.Place(cluster, key, local, on_loss, plan, kv_type, kv_tokens)
+    overrides = o.override_values(override, "run")
+    place = o.Place(cluster, key, local, on_loss, plan, kv_type, kv_tokens, overrides)
     sampling: dict[str, Any] = {
         "max_tokens": max_tokens,
         "temperature": temperature,
