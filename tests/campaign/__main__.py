@@ -37,7 +37,7 @@ import fault_links  # noqa: E402 (found by the line above)
 import netns  # noqa: E402
 from fault_rig import LATE_S, Rig  # noqa: E402
 from journal import Entry, Journal, table  # noqa: E402
-from rows import CaseRow, FuzzRow, ProgramRow, Row, rows  # noqa: E402
+from rows import CaseRow, FuzzRow, ProgramRow, PythonRow, Row, rows  # noqa: E402
 
 JOURNAL = ROOT / "docs" / "campaign.jsonl"
 TURN_S = 25.0  # then it is another row's turn
@@ -72,7 +72,9 @@ class Rigs:
         self._n = 0
 
     def get(self, kind: str) -> Any:
-        """Return the rig of a kind."""
+        """Return the rig of a kind; of "none" there is none."""
+        if kind == "none":
+            return None
         if kind not in self._made:
             self._n += 1
             folder = self._folder / f"{kind}-{self._n}"
@@ -136,10 +138,12 @@ def run_program(row: ProgramRow, number: int, most: int, build: Path) -> Entry:
     count = row.per_run if whole else max(1, min(row.per_run, most))
     units = max(1, round(count / row.per_unit))
     begin = time.monotonic()
+    repeat = [] if row.variable else [f"--gtest_repeat={units}"]
+    variables = {row.variable: str(units)} if row.variable else {}
     done = subprocess.run(
-        [build / row.target, f"--gtest_filter={row.filter}", "--gtest_brief=1"],
-        env=os.environ | {row.variable: str(units), "MOESAIC_SEED": str(number)},
-        capture_output=True, text=True, errors="replace",
+        [build / row.target, f"--gtest_filter={row.filter}", "--gtest_brief=1", *repeat],
+        env=os.environ | variables | {"MOESAIC_SEED": str(number)},
+        capture_output=True, text=True, errors="replace", cwd=ROOT,
     )  # fmt: skip
     failed = done.returncode != 0
     ran = re.search(r"\[==========\] (\d+) tests? from", done.stdout)
@@ -148,6 +152,21 @@ def run_program(row: ProgramRow, number: int, most: int, build: Path) -> Entry:
     return Entry(
         row.line.name, number, units * row.per_unit, not failed, now(),
         round(time.monotonic() - begin, 2), {},
+        " ".join((done.stdout + done.stderr).split())[-500:] if failed else "",
+    )  # fmt: skip
+
+
+def run_python(row: PythonRow, number: int) -> Entry:
+    """Run Python tests once."""
+    begin = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", ROOT / row.path]
+        + (["-k", row.tests] if row.tests else []),
+        capture_output=True, text=True, errors="replace", cwd=ROOT,
+    )  # fmt: skip
+    failed = done.returncode != 0
+    return Entry(
+        row.line.name, number, 1, not failed, now(), round(time.monotonic() - begin, 2), {},
         " ".join((done.stdout + done.stderr).split())[-500:] if failed else "",
     )  # fmt: skip
 
@@ -205,6 +224,8 @@ class Campaign:
     def _can_run(self, row: Row) -> bool:
         if isinstance(row, CaseRow):
             possible = row.rig != "net" or netns.available()
+        elif isinstance(row, PythonRow):
+            possible = (ROOT / row.path).exists()
         else:
             folder = self._options.fuzz if isinstance(row, FuzzRow) else self._options.build
             possible = (folder / row.target).exists()
@@ -226,6 +247,8 @@ class Campaign:
                 entry = run_case(row, number, rigs)
             elif isinstance(row, ProgramRow):
                 entry = run_program(row, number, left, self._options.build)
+            elif isinstance(row, PythonRow):
+                entry = run_python(row, number)
             else:
                 entry = run_fuzz(row, number, left, self._options.fuzz)
             self._journal.add(entry)

@@ -10,10 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+import fault_ends
+import fault_files
+import fault_history
 import fault_identity
 import fault_kills
 import fault_links
 import fault_others
+import fault_users
 from journal import Line
 
 Case = Callable[..., dict[str, float]]
@@ -23,7 +27,7 @@ _SAME = "100 % token-identical"
 
 @dataclass(frozen=True)
 class CaseRow:
-    """``full`` calls of a case on a rig: "copies", "pulling", "three" or "net"."""
+    """``full`` calls of a case on a rig: "copies", "pulling", "three", "net", or "none"."""
 
     line: Line
     rig: str
@@ -34,7 +38,8 @@ class CaseRow:
 class ProgramRow:
     """A test program that takes its number from the environment, and a seed.
 
-    A unit of that number is ``per_unit`` cases; a run has ``per_run`` cases at most.
+    A unit of that number is ``per_unit`` cases; a run has ``per_run`` cases at most. Without a
+    ``variable`` the tests are run again for each unit.
     """
 
     line: Line
@@ -55,7 +60,16 @@ class FuzzRow:
     options: tuple[str, ...] = ()
 
 
-Row = CaseRow | ProgramRow | FuzzRow
+@dataclass(frozen=True)
+class PythonRow:
+    """Python tests by file and expression (pytest's -k); one run of all of them is one case."""
+
+    line: Line
+    path: str
+    tests: str = ""
+
+
+Row = CaseRow | ProgramRow | FuzzRow | PythonRow
 
 
 def _case(
@@ -183,6 +197,89 @@ def _identity() -> list[Row]:
     ]  # fmt: skip
 
 
+def _users() -> list[Row]:
+    row = partial(_case, "a second user (9 x 20)", 20)
+    return [
+        row(
+            f"second user: {theirs} beside the first one's {mine}",
+            f"within {fault_users.SECOND_S:.0f} s, no error, each its own answers",
+            "three", fault_users.second_user, mine=mine, theirs=theirs,
+        )
+        for mine in fault_users.MINE
+        for theirs in fault_users.THEIRS
+    ]  # fmt: skip
+
+
+def _files() -> list[Row]:
+    row = partial(_case, "SIGBUS: a file cut off, with a hole, with a read error (3 x 20)", 20)
+    return [
+        row(
+            f"harmed file: {moment}", "IoError, the process lives, a whole file works again",
+            "none", fault_files.harmed, moment=moment,
+        )
+        for moment in fault_files.MOMENTS
+    ]  # fmt: skip
+
+
+def _ends() -> list[Row]:
+    row = partial(_case, "ends with an open cluster, a live stream, a save under way (12 x 10)", 30)
+    return [
+        row(
+            f"process ends: {ending}", "within 1 s, silently; workers idle, the next load works",
+            "copies", fault_ends.ended, ending=ending,
+        )
+        for ending in fault_ends.ENDINGS
+    ]  # fmt: skip
+
+
+def _tests() -> list[Row]:
+    group = "tests that hold for all of a kind"
+    return [
+        ProgramRow(
+            Line(
+                "failpoints: an exception and bad_alloc at each of 32 sites", group, 64,
+                "error at the caller within 5 s, next load works",
+            ),
+            "test_cluster", "Cluster/Failpoints.*:FailedStage.*", "", 64, 64,
+        ),
+        ProgramRow(
+            Line(
+                "a stage stopped under a live net thread", group, 20,
+                "a loss within the deadline of a step, others are served",
+            ),
+            "test_cluster", "StuckStage.*:Standstill.*", "", 1, 2,
+        ),
+        ProgramRow(
+            Line(
+                "requests at and past every frame limit", group, 1,
+                "ArgumentError for that request alone",
+            ),
+            "test_cluster", "FrameLimits.*:LargeRequests.*", "", 1, 1,
+        ),
+        PythonRow(
+            Line(
+                "a ticking thread beside every public call", group, 10,
+                "no gap over 50 ms (GIL)",
+            ),
+            "tests/python/engine/test_gil.py",
+        ),
+        PythonRow(
+            Line(
+                "fork: 20 ways to end a child, whatever is open", group, 10,
+                "the child ends, the parent's cluster goes on",
+            ),
+            "tests/python/cluster/test_forked_children.py",
+        ),
+        ProgramRow(
+            Line(
+                "release N-1: workers and coordinators, both ways", group, 1,
+                "refused by name",
+            ),
+            "test_net", "Handshake.AnOlderMinor*:Handshake.AnotherVersion*", "", 1, 1,
+        ),
+    ]  # fmt: skip
+
+
 def _programs() -> list[Row]:
     group = "transport and cache, in C++"
     return [
@@ -255,6 +352,11 @@ def _people() -> list[Row]:
             "copies", fault_others.opened_and_closed,
         ),
         _case(
+            group, 1_440, "history: 8 clients, 3 workers, 2 coordinators, a minute each",
+            "every answer is one machine's bytes or a typed error with a fault beside it",
+            "three", fault_history.consistent,
+        ),
+        _case(
             group, 120, "soak: eight clients, a minute each",
             "nothing hung, the same tokens and logits, RSS and descriptors flat",
             "copies", fault_others.soaked,
@@ -291,6 +393,10 @@ def rows() -> list[Row]:
         *_stops(),
         *_links(),
         *_identity(),
+        *_users(),
+        *_files(),
+        *_ends(),
+        *_tests(),
         *_people(),
         *_more(),
     ]

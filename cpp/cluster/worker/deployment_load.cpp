@@ -164,7 +164,8 @@ std::shared_ptr<HeldSlice> Deployment::find_held(const SliceKey& key, std::uint6
   if (!slice) return nullptr;
   try {
     slice->check_files();
-  } catch (const FormatError& error) {
+    slice->model.file->check_intact();  // a file that was harmed and then replaced by name
+  } catch (const Error& error) {
     host_.log({"local", strcat("weights that are held are not used again: ", error.what()), {}});
     host_.held().remove(slice);
     return nullptr;
