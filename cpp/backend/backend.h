@@ -68,11 +68,14 @@ struct WeightSource {
   std::int64_t n_experts = 1;
   std::int64_t row_begin = 0;
   std::int64_t n_rows = 0;
+  // One factor per expert of the slice, (n_experts), that multiplies whatever the weight gives
+  // (products before the bias, embedded rows); empty for none. NVFP4 files have them.
+  std::vector<float> scales = {};
 };
 
 struct MatmulTarget {
   const Weight* weight = nullptr;  // (1, rows, cols)
-  const Weight* bias = nullptr;    // (1, 1, rows) float values, or null
+  const Weight* bias = nullptr;    // (1, 1, rows) or (1, rows, 1) float values, or null
   Mat out;                         // (n, rows)
 };
 
@@ -246,8 +249,8 @@ class Backend {
 
   // --- experts
   virtual void route(const Mat& logits, const RouterSpec& spec, const Routing& out) = 0;
-  // out (n * n_active, rows) in slot order; bias (1, n_experts, rows) or null. All targets read the
-  // same x.
+  // out (n * n_active, rows) in slot order; bias (1, n_experts, rows), (n_experts, rows, 1) or
+  // null. All targets read the same x.
   virtual void grouped_matmul(const Mat& x, GroupedInput input, const Routing& routing,
                               std::span<const MatmulTarget> targets) = 0;
   // out (n, d) = base + sum over slots, in slot order, of weight * x (n * n_active, d); base may be

@@ -59,6 +59,11 @@ void decompress(const Decompressor& d, std::int64_t head, std::int64_t n_tokens,
     } else {
       d.kernel->few(job);
     }
+    const float scale = d.weight->scale(head);
+    if (scale == 1.0F) continue;
+    for (std::int64_t c = 0; c < job.n_cols; ++c) {
+      for (std::int64_t r = 0; r < job.n_rows; ++r) outs[c][r] *= scale;
+    }
   }
 }
 

@@ -159,8 +159,11 @@ void CpuBackend::grouped_matmul(const Mat& x, GroupedInput input, const Routing&
     const float* bias = nullptr;
     if (target.bias != nullptr) {
       const CpuWeight& values = weight_of(target.bias, op, "bias");
-      if (values.n_experts() != 1 || values.rows() != routing.n_experts ||
-          values.cols() != weight.rows()) {
+      const bool by_rows = values.n_experts() == 1 && values.rows() == routing.n_experts &&
+                           values.cols() == weight.rows();
+      const bool by_columns = values.n_experts() == routing.n_experts &&
+                              values.rows() == weight.rows() && values.cols() == 1;
+      if (!by_rows && !by_columns) {
         fail<InternalError>("[cpu.grouped_matmul] bias: got (", values.n_experts(), ", ",
                             values.rows(), ", ", values.cols(), "), need (1, ", routing.n_experts,
                             ", ", weight.rows(), ")");

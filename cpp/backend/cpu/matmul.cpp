@@ -338,6 +338,11 @@ void MatmulRun::compute_rows(const MatmulTask& task, std::int64_t begin, std::in
     } else {
       target.kernel->few(job);
     }
+    if (const float scale = weight.scale(task.expert); scale != 1.0F) {
+      for (std::int64_t c = 0; c < job.n_cols; ++c) {
+        backend_.table_.scale(scale, job.n_rows, outs[c]);
+      }
+    }
     if (output.bias == nullptr) continue;
     const float* bias = output.bias + task.expert * weight.rows() + begin;
     for (std::int64_t c = 0; c < job.n_cols; ++c) {

@@ -56,6 +56,7 @@ void CpuBackend::embed(const Weight& table, std::span<const std::int32_t> tokens
       type.decode(weight.expert(0) + static_cast<std::size_t>(tokens[static_cast<std::size_t>(r)]) *
                                          weight.row_bytes(),
                   weight.cols() / type.block_elems, to.row(r));
+      if (weight.scale(0) != 1.0F) table_.scale(weight.scale(0), weight.cols(), to.row(r));
     }
   });
 }

@@ -19,7 +19,8 @@ CpuWeight::CpuWeight(const WeightSource& source, const std::uint8_t* data, std::
       cols_(n_cols),
       row_bytes_(static_cast<std::size_t>(
           quant::row_bytes(source.tensor->type, static_cast<std::uint64_t>(n_cols)))),
-      expert_bytes_(expert_bytes) {}
+      expert_bytes_(expert_bytes),
+      scales_(source.scales) {}
 
 CpuWeight::CpuWeight(quant::Qtype type, std::int64_t n_experts, std::int64_t rows,
                      std::int64_t cols, AlignedBuffer memory)
@@ -108,7 +109,8 @@ const CpuWeight& weight_of(const Weight* weight, const char* op, const char* wha
 
 const float* vector_of(const Weight* weight, std::int64_t n, const char* op, const char* what) {
   const CpuWeight& vector = weight_of(weight, op, what);
-  if (vector.n_experts() != 1 || vector.rows() != 1 || vector.cols() != n) {
+  const bool is_vector = vector.n_experts() == 1 && (vector.rows() == 1 || vector.cols() == 1);
+  if (!is_vector || vector.rows() * vector.cols() != n) {
     fail<InternalError>("[cpu.", op, "] ", what, ": got (", vector.n_experts(), ", ", vector.rows(),
                         ", ", vector.cols(), "), need (1, 1, ", n, ")");
   }

@@ -49,6 +49,10 @@ class CpuWeight final : public Weight {
   }
   std::size_t bytes_of_expert() const { return static_cast<std::size_t>(rows_) * row_bytes_; }
   bool is_mapped() const { return file_ != nullptr; }
+  // Multiplies the products of expert e, before the bias.
+  float scale(std::int64_t e) const {
+    return scales_.empty() ? 1.0F : scales_[static_cast<std::size_t>(e)];
+  }
   // All values as floats (n_experts, rows, cols), decoded at the first call: for norms, biases and
   // sinks.
   const float* floats() const;
@@ -63,6 +67,7 @@ class CpuWeight final : public Weight {
   std::int64_t cols_ = 0;
   std::size_t row_bytes_ = 0;
   std::size_t expert_bytes_ = 0;
+  std::vector<float> scales_;  // (n_experts), or empty
   mutable std::once_flag floats_once_;
   mutable AlignedBuffer floats_;
 };
@@ -130,7 +135,7 @@ const CpuWeight& weight_of(const Weight* weight, const char* op, const char* wha
 CpuBuffer& buffer_of(Buffer* buffer, const char* op, const char* what);
 CpuKv& kv_of(KvStore& kv, const char* op);
 const CpuKv& kv_of(const KvStore& kv, const char* op);
-// The floats of a vector weight of n values.
+// The floats of a vector weight of n values: a row, or the part of one that is shown as a column.
 const float* vector_of(const Weight* weight, std::int64_t n, const char* op, const char* what);
 void check_layer(const CpuKv& kv, std::int64_t layer, const char* op);
 // Every sequence lies inside the n_rows of the step, and its pages reach its last row and lie in

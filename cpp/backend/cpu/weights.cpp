@@ -49,6 +49,11 @@ std::unique_ptr<Weight> CpuBackend::load(const WeightSource& source) {
                         source.n_experts, ") and rows [", source.row_begin, ", +", source.n_rows,
                         ") of (", experts, ", ", rows, ", ", cols, ")");
   }
+  if (!source.scales.empty() &&
+      source.scales.size() != static_cast<std::size_t>(source.n_experts)) {
+    fail<InternalError>("[cpu.load] ", tensor.name, ": ", source.scales.size(), " scales for ",
+                        source.n_experts, " experts");
+  }
   const std::span<const std::uint8_t> bytes = source.file->bytes(tensor);
   const std::size_t row_bytes =
       static_cast<std::size_t>(quant::row_bytes(tensor.type, static_cast<std::uint64_t>(cols)));

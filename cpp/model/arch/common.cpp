@@ -186,12 +186,22 @@ void list_grouped_attention(TensorList& list, const Config& config) {
   const std::int64_t k = config.n_kv_heads * config.d_head_k;
   const std::int64_t v = config.n_kv_heads * config.d_head_v;
   list.vector(&W::attn_norm, "attn_norm.weight", d);
-  list.matrix(&W::attn_q, "attn_q.weight", {1, q, d});
-  list.matrix(&W::attn_k, "attn_k.weight", {1, k, d});
-  list.matrix(&W::attn_v, "attn_v.weight", {1, v, d});
-  list.optional_vector(&W::attn_q_bias, "attn_q.bias", q);
-  list.optional_vector(&W::attn_k_bias, "attn_k.bias", k);
-  list.optional_vector(&W::attn_v_bias, "attn_v.bias", v);
+  if (list.has("attn_qkv.weight")) {  // one tensor: rows of q, then k, then v
+    const Shape qkv{1, q + k + v, d};
+    list.rows_of(&W::attn_q, "attn_qkv.weight", qkv, 0, q);
+    list.rows_of(&W::attn_k, "attn_qkv.weight", qkv, q, k);
+    list.rows_of(&W::attn_v, "attn_qkv.weight", qkv, q + k, v);
+    list.optional_part(&W::attn_q_bias, "attn_qkv.bias", qkv.rows, 0, q);
+    list.optional_part(&W::attn_k_bias, "attn_qkv.bias", qkv.rows, q, k);
+    list.optional_part(&W::attn_v_bias, "attn_qkv.bias", qkv.rows, q + k, v);
+  } else {
+    list.matrix(&W::attn_q, "attn_q.weight", {1, q, d});
+    list.matrix(&W::attn_k, "attn_k.weight", {1, k, d});
+    list.matrix(&W::attn_v, "attn_v.weight", {1, v, d});
+    list.optional_vector(&W::attn_q_bias, "attn_q.bias", q);
+    list.optional_vector(&W::attn_k_bias, "attn_k.bias", k);
+    list.optional_vector(&W::attn_v_bias, "attn_v.bias", v);
+  }
   list.matrix(&W::attn_output, "attn_output.weight", {1, d, config.n_heads * config.d_head_v});
   list.optional_vector(&W::attn_output_bias, "attn_output.bias", d);
 }
@@ -207,16 +217,42 @@ void list_ffn_norm(TensorList& list, const Config& config, const char* name) {
 
 namespace {
 
+// One of the two matrices that a gated feed-forward part begins with.
+struct GateOrUp {
+  LayerSlot weight;
+  LayerSlot bias;  // null: the part has none
+  const char* name;
+};
+
+// Gate and up as two tensors, or as one in which each matrix has gate's rows first.
+void list_gate_up(TensorList& list, const Shape& shape, const GateOrUp& gate, const GateOrUp& up,
+                  const char* fused) {
+  const std::int64_t f = shape.rows;
+  if (const std::string name = strcat(fused, ".weight"); list.has(name)) {
+    const Shape both{shape.n_experts, 2 * f, shape.cols};
+    const std::string bias = strcat(fused, ".bias");
+    list.rows_of(gate.weight, name, both, 0, f);
+    list.rows_of(up.weight, name, both, f, f);
+    if (gate.bias == nullptr) return;
+    list.optional_part(gate.bias, bias, 2 * f, 0, f, shape.n_experts);
+    list.optional_part(up.bias, bias, 2 * f, f, f, shape.n_experts);
+    return;
+  }
+  for (const GateOrUp& one : {gate, up}) {
+    list.matrix(one.weight, strcat(one.name, ".weight"), shape);
+    if (one.bias == nullptr) continue;
+    list.optional_vector(one.bias, strcat(one.name, ".bias"), f, shape.n_experts);
+  }
+}
+
 void list_dense(TensorList& list, const Config& config) {
   using W = LayerWeights;
   const std::int64_t d = config.d_model;
   const std::int64_t f = config.layers[static_cast<std::size_t>(list.layer())].d_ff;
   if (f == 0) list.keys().bad("feed_forward_length", "nothing", "the width of the dense layers");
-  list.matrix(&W::ffn_gate, "ffn_gate.weight", {1, f, d});
-  list.matrix(&W::ffn_up, "ffn_up.weight", {1, f, d});
+  list_gate_up(list, {1, f, d}, {&W::ffn_gate, &W::ffn_gate_bias, "ffn_gate"},
+               {&W::ffn_up, &W::ffn_up_bias, "ffn_up"}, "ffn_gate_up");
   list.matrix(&W::ffn_down, "ffn_down.weight", {1, d, f});
-  list.optional_vector(&W::ffn_gate_bias, "ffn_gate.bias", f);
-  list.optional_vector(&W::ffn_up_bias, "ffn_up.bias", f);
   list.optional_vector(&W::ffn_down_bias, "ffn_down.bias", d);
 }
 
@@ -228,16 +264,9 @@ void list_experts(TensorList& list, const Config& config) {
   list.matrix(&W::router, "ffn_gate_inp.weight", {1, e, d});
   list.optional_vector(&W::router_bias, "ffn_gate_inp.bias", e);
   list.optional_vector(&W::selection_bias, "exp_probs_b.bias", e);
-  if (list.has("ffn_gate_up_exps.weight")) {  // gate and up in one: gate's rows first
-    list.rows_of(&W::gate_exps, "ffn_gate_up_exps.weight", {e, 2 * f, d}, 0, f);
-    list.rows_of(&W::up_exps, "ffn_gate_up_exps.weight", {e, 2 * f, d}, f, f);
-  } else {
-    list.matrix(&W::gate_exps, "ffn_gate_exps.weight", {e, f, d});
-    list.matrix(&W::up_exps, "ffn_up_exps.weight", {e, f, d});
-  }
+  list_gate_up(list, {e, f, d}, {&W::gate_exps, &W::gate_exps_bias, "ffn_gate_exps"},
+               {&W::up_exps, &W::up_exps_bias, "ffn_up_exps"}, "ffn_gate_up_exps");
   list.matrix(&W::down_exps, "ffn_down_exps.weight", {e, d, f});
-  list.optional_vector(&W::gate_exps_bias, "ffn_gate_exps.bias", f, e);
-  list.optional_vector(&W::up_exps_bias, "ffn_up_exps.bias", f, e);
   list.optional_vector(&W::down_exps_bias, "ffn_down_exps.bias", d, e);
 }
 
@@ -245,8 +274,8 @@ void list_shared_experts(TensorList& list, const Config& config) {
   using W = LayerWeights;
   const std::int64_t d = config.d_model;
   const std::int64_t f = config.moe.n_shared * config.moe.d_ff_expert;
-  list.matrix(&W::gate_shexp, "ffn_gate_shexp.weight", {1, f, d});
-  list.matrix(&W::up_shexp, "ffn_up_shexp.weight", {1, f, d});
+  list_gate_up(list, {1, f, d}, {&W::gate_shexp, nullptr, "ffn_gate_shexp"},
+               {&W::up_shexp, nullptr, "ffn_up_shexp"}, "ffn_gate_up_shexp");
   list.matrix(&W::down_shexp, "ffn_down_shexp.weight", {1, d, f});
 }
 

@@ -40,8 +40,9 @@ void read_outside(const Keys& keys, ModelFile& model) {
 // Tensors outside layers that would change what the model computes, and that no family here has.
 // Others (parts for images, for instance) are not the text model's business.
 void refuse_unknown_outside(const Keys& keys, const gguf::TensorInfo& tensor) {
-  constexpr std::array<std::string_view, 4> kKnown{"token_embd.weight", "output_norm.weight",
-                                                   "output.weight", "rope_freqs.weight"};
+  constexpr std::array<std::string_view, 8> kKnown{
+      "token_embd.weight", "token_embd.scale", "token_embd.input_scale", "output_norm.weight",
+      "output.weight",     "output.scale",     "output.input_scale",     "rope_freqs.weight"};
   const std::string_view name = tensor.name;
   if (std::find(kKnown.begin(), kKnown.end(), name) != kKnown.end()) return;
   if (name.starts_with("token_") || name.starts_with("output") || name.starts_with("rope_")) {

@@ -86,9 +86,30 @@ TensorSpec& TensorList::add(LayerSlot slot, std::string_view name, const Shape& 
   spec.rows = shape.rows;
   spec.cols = shape.cols;
   spec.tensor_rows = shape.rows;
+  if (!is_vector) spec.scale = find_scale(name, shape.n_experts);
   specs_.push_back(spec);
   listed_.push_back(tensor);
   return specs_.back();
+}
+
+// The factor that belongs to a matrix. ".input_scale" is for engines that round activations to
+// NVFP4; here they are not, so it changes nothing.
+const gguf::TensorInfo* TensorList::find_scale(std::string_view name, std::int64_t n_experts) {
+  constexpr std::string_view kEnd = ".weight";
+  if (!name.ends_with(kEnd)) return nullptr;
+  const std::string stem(name.substr(0, name.size() - kEnd.size()));
+  ignore(stem + ".input_scale");
+  const gguf::TensorInfo* scale = find(stem + ".scale");
+  if (scale == nullptr) return nullptr;
+  const bool fits = scale->n_elems == 1 || scale->n_elems == static_cast<std::uint64_t>(n_experts);
+  if (!fits || !quant::is_float(scale->type)) {
+    fail<FormatError>("[model] ", keys_.path(), ": tensor ", scale->name, ": got ",
+                      quant::traits(scale->type).name, " with shape ", shape_text(scale->ne),
+                      ", need F32, F16 or BF16 with one value",
+                      n_experts > 1 ? strcat(", or one for each of ", n_experts) : "");
+  }
+  listed_.push_back(scale);
+  return scale;
 }
 
 void TensorList::matrix(LayerSlot slot, std::string_view name, const Shape& shape) {
@@ -111,6 +132,18 @@ void TensorList::rows_of(LayerSlot slot, std::string_view name, const Shape& sha
   spec.row_begin = row_begin;
   spec.rows = n_rows;
   spec.origin = origin;
+}
+
+void TensorList::optional_part(LayerSlot slot, std::string_view name, std::int64_t row,
+                               std::int64_t begin, std::int64_t n, std::int64_t n_rows) {
+  if (!has(name)) return;
+  // Shown as columns, one per row of the tensor, so that a part of a row is a range of rows.
+  TensorSpec& spec = add(slot, name, {1, n_rows, row}, true);
+  spec.n_experts = n_rows;
+  spec.tensor_rows = row;
+  spec.cols = 1;
+  spec.row_begin = begin;
+  spec.rows = n;
 }
 
 void TensorList::ignore(std::string_view name) {

@@ -67,6 +67,8 @@ struct TensorSpec {
   std::int64_t row_begin = 0;
   std::int64_t tensor_rows = 0;
   Origin origin = Origin::kMapped;
+  // "<name>.scale": one factor, or one per expert, of the products of this weight. Null: none.
+  const gguf::TensorInfo* scale = nullptr;
 
   std::uint64_t mapped_bytes() const;   // of the tensor that are read
   std::uint64_t derived_bytes() const;  // of memory that a computed weight takes; 0 when mapped
@@ -101,6 +103,10 @@ class TensorList {
   // Rows [row_begin, row_begin + n_rows) of each matrix of a tensor of the given shape.
   void rows_of(LayerSlot slot, std::string_view name, const Shape& shape, std::int64_t row_begin,
                std::int64_t n_rows, Origin origin = Origin::kMapped);
+  // Values [begin, begin + n) of each row of a tensor of (n_rows, row) float values, if it is
+  // there.
+  void optional_part(LayerSlot slot, std::string_view name, std::int64_t row, std::int64_t begin,
+                     std::int64_t n, std::int64_t n_rows = 1);
   // A tensor that may be there and is not needed.
   void ignore(std::string_view name);
 
@@ -113,6 +119,7 @@ class TensorList {
   std::string full(std::string_view name) const;
   const gguf::TensorInfo* find(std::string_view name) const;
   TensorSpec& add(LayerSlot slot, std::string_view name, const Shape& shape, bool is_vector);
+  const gguf::TensorInfo* find_scale(std::string_view name, std::int64_t n_experts);
 
   const Keys& keys_;
   std::int64_t layer_;

@@ -2,6 +2,7 @@
 #include "model/run/weights.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "model/file/cancel_scope.h"
 
@@ -23,6 +24,22 @@ void visit_slice(const ModelFile& model, const Slice& slice, bool decompressed_m
   if (!(model.tied_output && slice.embed)) visit(model.output, -1);
 }
 
+// The factors of a spec's experts, (n_experts); empty for none.
+std::vector<float> read_scales(const ModelFile& model, const TensorSpec& spec) {
+  if (spec.scale == nullptr) return {};
+  std::vector<float> scales(static_cast<std::size_t>(spec.scale->n_elems));
+  quant::traits(spec.scale->type)
+      .decode(model.file->bytes(*spec.scale).data(), static_cast<std::int64_t>(scales.size()),
+              scales.data());
+  scales.resize(static_cast<std::size_t>(spec.n_experts), scales.front());
+  for (const float scale : scales) {
+    if (std::isfinite(scale)) continue;
+    fail<FormatError>("[model] ", model.file->paths().empty() ? "" : model.file->paths().front(),
+                      ": tensor ", spec.scale->name, ": got ", scale, ", need finite numbers");
+  }
+  return scales;
+}
+
 WeightPtr load_mapped(backend::Backend& backend, const ModelFile& model, const TensorSpec& spec) {
   // Per-head matrices may lie in the file as one; the backend is shown them as they are meant.
   gguf::TensorInfo seen = *spec.tensor;
@@ -34,6 +51,7 @@ WeightPtr load_mapped(backend::Backend& backend, const ModelFile& model, const T
   source.n_experts = spec.n_experts;
   source.row_begin = spec.row_begin;
   source.n_rows = spec.rows;
+  source.scales = read_scales(model, spec);
   return backend.load(source);
 }
 
@@ -47,15 +65,17 @@ WeightPtr load_transposed(backend::Backend& backend, const ModelFile& model,
   const auto rows = static_cast<std::size_t>(spec.rows);
   const auto cols = static_cast<std::size_t>(spec.cols);
   const std::int64_t row_blocks = spec.cols / traits.block_elems;
+  const std::vector<float> scales = read_scales(model, spec);
   std::vector<float> row(cols);
   std::vector<float> values(static_cast<std::size_t>(spec.n_experts) * rows * cols);
   for (std::size_t e = 0; e < static_cast<std::size_t>(spec.n_experts); ++e) {
     float* out = values.data() + e * rows * cols;
+    const float scale = scales.empty() ? 1.0F : scales[e];
     for (std::size_t r = 0; r < rows; ++r) {
       const std::uint64_t at = e * static_cast<std::uint64_t>(spec.tensor_rows) +
                                static_cast<std::uint64_t>(spec.row_begin) + r;
       traits.decode(bytes + at * row_bytes, row_blocks, row.data());
-      for (std::size_t c = 0; c < cols; ++c) out[c * rows + r] = row[c];
+      for (std::size_t c = 0; c < cols; ++c) out[c * rows + r] = scale * row[c];
     }
   }
   return backend.make_weight(derived_type(spec.tensor->type, spec.rows), spec.n_experts, spec.cols,
@@ -81,8 +101,10 @@ WeightBytes weight_bytes(const ModelFile& model, const Slice& slice, bool decomp
 
 std::vector<const gguf::TensorInfo*> slice_tensors(const ModelFile& model, const Slice& slice) {
   std::vector<const gguf::TensorInfo*> tensors;
-  visit_slice(model, slice, true,
-              [&](const TensorSpec& spec, std::int64_t) { tensors.push_back(spec.tensor); });
+  visit_slice(model, slice, true, [&](const TensorSpec& spec, std::int64_t) {
+    tensors.push_back(spec.tensor);
+    if (spec.scale != nullptr) tensors.push_back(spec.scale);
+  });
   // All lie in one directory, so that their addresses are in file order.
   std::sort(tensors.begin(), tensors.end());
   tensors.erase(std::unique(tensors.begin(), tensors.end()), tensors.end());

@@ -2,7 +2,9 @@
 // of logits.
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <functional>
+#include <map>
 
 #include "base/errors.h"
 #include "model/tiny_model.h"
@@ -147,6 +149,157 @@ TEST(Layouts, QuantisedKvBIsHeldInEightBits) {
     difference += (static_cast<double>(a[i]) - b[i]) * (static_cast<double>(a[i]) - b[i]);
   }
   EXPECT_LT(difference / sum, 1e-3) << "relative power of the difference";
+}
+
+// Appends the values of several tensors of a recipe.
+std::vector<float> joined(const Recipe& r, const std::vector<std::string>& names) {
+  std::vector<float> all;
+  for (const std::string& name : names) {
+    const auto some = values(r, name);
+    all.insert(all.end(), some.begin(), some.end());
+  }
+  return all;
+}
+
+// attn_q, attn_k and attn_v of every layer as one attn_qkv, weights and biases.
+Recipe with_fused_qkv(Recipe r) {
+  for (const std::string blk : {"blk.0.", "blk.1."}) {
+    for (const std::string end : {".weight", ".bias"}) {
+      const std::vector<std::string> names{blk + "attn_q" + end, blk + "attn_k" + end,
+                                           blk + "attn_v" + end};
+      if (!r.tensors.contains(names[0])) continue;
+      TinyTensor fused = r.tensors.at(names[0]);
+      fused.values = joined(r, names);
+      fused.ne.back() = r.tensors.at(names[0]).ne.back() + r.tensors.at(names[1]).ne.back() +
+                        r.tensors.at(names[2]).ne.back();
+      for (const std::string& name : names) r.tensors.erase(name);
+      r.tensors[blk + "attn_qkv" + end] = fused;
+    }
+  }
+  return r;
+}
+
+TEST(Layouts, FusedQkvGivesTheSameBytes) {
+  const testing::TinyOptions blocks{.matrices = quant::Qtype::kQ4_K, .unit = 256};
+  for (const Recipe& r :
+       {testing::tiny_llama(), testing::tiny_qwen3moe(), testing::tiny_gpt_oss(),
+        testing::tiny_glm4moe(), testing::tiny_llama(blocks)}) {
+    EXPECT_EQ(logits_of(with_fused_qkv(r)), logits_of(r)) << r.arch;
+  }
+}
+
+TEST(Layouts, FusedQkvMustHoldAllRows) {
+  Recipe r = with_fused_qkv(testing::tiny_glm4moe());
+  TinyTensor& fused = r.tensors.at("blk.1.attn_qkv.weight");
+  fused.ne.back() -= 1;
+  fused.values.resize(static_cast<std::size_t>(fused.ne[0] * fused.ne[1]));
+  EXPECT_THROW(logits_of(r), FormatError);
+}
+
+// Gate and up of every dense layer, shared expert and routed expert in one tensor, with biases.
+Recipe with_fused_gate_up(Recipe r) {
+  std::map<std::string, TinyTensor> tensors;
+  for (const auto& [name, tensor] : r.tensors) {
+    const std::size_t at = name.find("ffn_gate");
+    const bool is_router = name.find("ffn_gate_inp") != std::string::npos;
+    if (at == std::string::npos || is_router) {
+      if (name.find("ffn_up") == std::string::npos) tensors[name] = tensor;
+      continue;
+    }
+    std::string up_name = name;
+    up_name.replace(at, 8, "ffn_up");
+    const auto gate = values(r, name);
+    const auto up = values(r, up_name);
+    const bool is_bias = name.ends_with(".bias");
+    const std::size_t n_experts = name.find("_exps") == std::string::npos ? 1 : tensor.ne.back();
+    const std::size_t half = gate.size() / n_experts;
+    TinyTensor fused = tensor;
+    fused.ne[is_bias ? 0 : 1] *= 2;
+    fused.values.clear();
+    for (std::size_t e = 0; e < n_experts; ++e) {
+      for (const auto* from : {&gate, &up}) {
+        const auto begin = from->begin() + static_cast<std::ptrdiff_t>(e * half);
+        fused.values.insert(fused.values.end(), begin, begin + static_cast<std::ptrdiff_t>(half));
+      }
+    }
+    std::string fused_name = name;
+    fused_name.replace(at, 8, "ffn_gate_up");
+    tensors[fused_name] = fused;
+  }
+  r.tensors = std::move(tensors);
+  return r;
+}
+
+TEST(Layouts, EveryFusedGateAndUpGivesTheSameBytes) {
+  for (const Recipe& r : {testing::tiny_llama(), testing::tiny_gpt_oss(), testing::tiny_glm4moe(),
+                          testing::tiny_deepseek2()}) {
+    const Recipe fused = with_fused_gate_up(r);
+    ASSERT_LT(fused.tensors.size(), r.tensors.size());
+    EXPECT_EQ(logits_of(fused), logits_of(r)) << r.arch;
+  }
+}
+
+// Every matrix as half its values with a scale of 2, per expert where there are experts.
+Recipe with_scales(Recipe r, bool per_expert) {
+  std::map<std::string, TinyTensor> scales;
+  for (auto& [name, tensor] : r.tensors) {
+    if (tensor.ne.size() < 2 || !name.ends_with(".weight")) continue;
+    tensor.values = values(r, name);
+    for (float& value : tensor.values) value /= 2.0F;
+    const std::uint64_t n = per_expert && tensor.ne.size() == 3 ? tensor.ne[2] : 1;
+    const std::string stem = name.substr(0, name.size() - 7);
+    scales[stem + ".scale"] = {
+        {n}, quant::Qtype::kF32, std::vector<float>(static_cast<std::size_t>(n), 2.0F)};
+    scales[stem + ".input_scale"] = {{1}, quant::Qtype::kF32, {7.0F}};
+  }
+  r.tensors.merge(scales);
+  return r;
+}
+
+TEST(Layouts, ScalesMultiplyTheProductsOfAnyMatrix) {
+  for (const bool per_expert : {false, true}) {
+    for (const Recipe& r :
+         {testing::tiny_llama(), testing::tiny_gpt_oss(), testing::tiny_glm4moe(),
+          testing::tiny_qwen3moe(), testing::tiny_deepseek2(), testing::tiny_deepseek2_kv_b()}) {
+      // Powers of two are exact, so that the bytes are the same.
+      EXPECT_EQ(logits_of(with_scales(r, per_expert)), logits_of(r)) << r.arch << per_expert;
+    }
+  }
+}
+
+TEST(Layouts, ScalesReachTheDecompressedFormOfMla) {
+  for (const Recipe& r : {testing::tiny_deepseek2(), testing::tiny_deepseek2_kv_b()}) {
+    const auto want = testing::load(r, testing::small_options());
+    const auto got = testing::load(with_scales(r, true), testing::small_options());
+    const auto tokens = testing::some_tokens(40, want->config().vocab, 2);
+    EXPECT_EQ(testing::all_logits(*got, tokens, 40), testing::all_logits(*want, tokens, 40));
+  }
+}
+
+TEST(Layouts, EachExpertHasItsOwnScale) {
+  Recipe scaled = testing::tiny_qwen3moe();
+  Recipe plain = scaled;
+  const std::vector<float> scales{1.0F, 2.0F, 0.5F, 4.0F, 0.25F};
+  for (const std::string name : {"ffn_gate", "ffn_up", "ffn_down"}) {
+    const std::string stem = "blk.1." + name + "_exps";
+    scaled.tensors[stem + ".scale"] = {{5}, quant::Qtype::kF32, scales};
+    TinyTensor& tensor = plain.tensors.at(stem + ".weight");
+    tensor.values = values(plain, stem + ".weight");
+    const std::size_t each = tensor.values.size() / 5;
+    for (std::size_t i = 0; i < tensor.values.size(); ++i) tensor.values[i] *= scales[i / each];
+  }
+  EXPECT_EQ(logits_of(scaled), logits_of(plain));
+}
+
+TEST(Layouts, ScalesOfAnotherCountOrNotFiniteAreRefused) {
+  Recipe r = testing::tiny_qwen3moe();
+  r.tensors["blk.1.ffn_up_exps.scale"] = {{3}, quant::Qtype::kF32, {1.0F, 1.0F, 1.0F}};
+  EXPECT_THROW(logits_of(r), FormatError);
+  r.tensors["blk.1.ffn_up_exps.scale"] = {{1}, quant::Qtype::kF32, {INFINITY}};
+  EXPECT_THROW(logits_of(r), FormatError);
+  r.tensors.erase("blk.1.ffn_up_exps.scale");
+  r.tensors["blk.1.attn_norm.scale"] = {{1}, quant::Qtype::kF32, {2.0F}};
+  EXPECT_THROW(logits_of(r), FormatError) << "of a vector: what it is for is unknown";
 }
 
 }  // namespace
