@@ -155,9 +155,6 @@ std::string_view unknown_type_hint(std::uint32_t id) {
     case 9:
     case 15:
       return " (Q8_1 and Q8_K are for activations in memory, not for files)";
-    case 41:
-    case 42:
-      return " (Q1_0 and Q2_0 are not read yet)";
     default:
       return "";
   }

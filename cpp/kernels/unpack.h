@@ -8,7 +8,7 @@
 //   p    = fma(d * da, float(isum), -((dmin * da) * float(msum)))
 //   out  = p of block 0 + p of block 1 + ...                  (one float after the other)
 //
-// Blocks of 32, against activations with one scale per 32; block b belongs to lane b % 8:
+// Blocks of 32 (a larger block counts as several with its scale), against activations with one scale per 32; block b belongs to lane b % 8:
 //   dot     = sum_i value[i] * q[i]                           (int32, exact)
 //   lane    = fma(d * da, float(dot), lane)                   and, with minima,
 //   lane    = fma(min, da * float(sum of q), lane)
@@ -50,7 +50,7 @@ struct SuperType {
 struct SmallType {
   quant::Qtype type;
   int block_bytes;  // of block_elems values
-  int block_elems;  // 32, or 64 for NVFP4, whose blocks count as two
+  int block_elems;  // 32, or a multiple for NVFP4, Q1_0 and Q2_0, whose blocks count as several
   bool has_min;
   bool has_d16;
   // Values [32 * part, 32 * part + 32) of a block.

@@ -1,4 +1,4 @@
-// Scalar unpacking of the types with blocks of 32 (and NVFP4, 64 as two); bit layouts are tabled in
+// Scalar unpacking of the types with blocks of 32, or of some times 32; bit layouts are tabled in
 // quant/<type>.h.
 #include <cstring>
 
@@ -8,6 +8,8 @@
 #include "quant/iq4_nl.h"
 #include "quant/mxfp4.h"
 #include "quant/nvfp4.h"
+#include "quant/q1_0.h"
+#include "quant/q2_0.h"
 #include "quant/q4_0.h"
 #include "quant/q4_1.h"
 #include "quant/q5_0.h"
@@ -93,6 +95,22 @@ void unpack_nvfp4(const std::uint8_t* block, int part, SmallBlock& out) {
   out.min = 0.0F;
 }
 
+void unpack_q1_0(const std::uint8_t* block, int part, SmallBlock& out) {
+  const auto& b = as<quant::BlockQ1_0>(block);
+  for (int i = 0; i < 32; ++i) {
+    out.value[i] = i8(2 * ((b.qs[4 * part + i / 8] >> (i % 8)) & 1) - 1);
+  }
+  set_scales(f16_to_f32(b.d), 0.0F, out);
+}
+
+void unpack_q2_0(const std::uint8_t* block, int part, SmallBlock& out) {
+  const auto& b = as<quant::BlockQ2_0>(block);
+  for (int i = 0; i < 32; ++i) {
+    out.value[i] = i8(((b.qs[8 * part + i / 4] >> (i % 4 * 2)) & 3) - 1);
+  }
+  set_scales(f16_to_f32(b.d), 0.0F, out);
+}
+
 using quant::Qtype;
 
 constexpr SmallType kTypes[] = {
@@ -104,6 +122,8 @@ constexpr SmallType kTypes[] = {
     {Qtype::kIQ4_NL, sizeof(quant::BlockIQ4_NL), 32, false, false, unpack_iq4_nl},
     {Qtype::kMXFP4, sizeof(quant::BlockMXFP4), 32, false, false, unpack_mxfp4},
     {Qtype::kNVFP4, sizeof(quant::BlockNVFP4), 64, false, true, unpack_nvfp4},
+    {Qtype::kQ1_0, sizeof(quant::BlockQ1_0), 128, false, false, unpack_q1_0},
+    {Qtype::kQ2_0, sizeof(quant::BlockQ2_0), 64, false, false, unpack_q2_0},
 };
 
 }  // namespace

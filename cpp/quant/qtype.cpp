@@ -18,6 +18,8 @@
 #include "quant/mxfp4.h"
 #include "quant/nvfp4.h"
 #include "quant/plain.h"
+#include "quant/q1_0.h"
+#include "quant/q2_0.h"
 #include "quant/q2_k.h"
 #include "quant/q3_k.h"
 #include "quant/q4_0.h"
@@ -67,6 +69,8 @@ constexpr std::array kTable = {
     QtypeTraits{Qtype::kTQ2_0, "TQ2_0", 256, 66, true, decode_tq2_0, nullptr},
     QtypeTraits{Qtype::kMXFP4, "MXFP4", 32, 17, true, decode_mxfp4, encode_mxfp4},
     QtypeTraits{Qtype::kNVFP4, "NVFP4", 64, 36, true, decode_nvfp4, nullptr},
+    QtypeTraits{Qtype::kQ1_0, "Q1_0", 128, 18, true, decode_q1_0, nullptr},
+    QtypeTraits{Qtype::kQ2_0, "Q2_0", 64, 18, true, decode_q2_0, nullptr},
 };
 
 constexpr std::uint8_t kNoRow = 255;

@@ -43,9 +43,11 @@ enum class Qtype : std::uint32_t {
   kTQ2_0 = 35,
   kMXFP4 = 39,
   kNVFP4 = 40,
+  kQ1_0 = 41,
+  kQ2_0 = 42,
 };
 
-inline constexpr std::uint32_t kQtypeIdEnd = 41;  // ids are < this; arrays can be indexed by id
+inline constexpr std::uint32_t kQtypeIdEnd = 43;  // ids are < this; arrays can be indexed by id
 
 struct QtypeTraits {
   Qtype type;

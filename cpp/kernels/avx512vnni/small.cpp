@@ -13,6 +13,8 @@ void fill_small(Table& t) {
   add_small_type<Ints, Quads<IQ4NL<Ints>>>(t, "avx512vnni/IQ4_NL");
   add_small_type<Ints, Quads<MXFP4<Ints>>>(t, "avx512vnni/MXFP4");
   add_small_type<Ints, NVFP4<Ints>>(t, "avx512vnni/NVFP4");
+  add_small_type<Ints, Q10<Ints>>(t, "avx512vnni/Q1_0");
+  add_small_type<Ints, Q20<Ints>>(t, "avx512vnni/Q2_0");
 }
 
 }  // namespace moesaic::kernels::avx512vnni

@@ -169,6 +169,8 @@ void fill_int_part(Table& table) {
   add_small<Qtype::kIQ4_NL>(table, "generic/IQ4_NL");
   add_small<Qtype::kMXFP4>(table, "generic/MXFP4");
   add_small<Qtype::kNVFP4>(table, "generic/NVFP4");
+  add_small<Qtype::kQ1_0>(table, "generic/Q1_0");
+  add_small<Qtype::kQ2_0>(table, "generic/Q2_0");
   table.packed_bytes = packed_bytes;
   table.pack = pack;
 }

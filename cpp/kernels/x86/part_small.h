@@ -14,6 +14,8 @@ void fill_small(Table& t) {
   add_small_type<Ints, IQ4NL<Ints>>(t, MOESAIC_ISA_NAME "/IQ4_NL");
   add_small_type<Ints, MXFP4<Ints>>(t, MOESAIC_ISA_NAME "/MXFP4");
   add_small_type<Ints, NVFP4<Ints>>(t, MOESAIC_ISA_NAME "/NVFP4");
+  add_small_type<Ints, Q10<Ints>>(t, MOESAIC_ISA_NAME "/Q1_0");
+  add_small_type<Ints, Q20<Ints>>(t, MOESAIC_ISA_NAME "/Q2_0");
 }
 
 }  // namespace moesaic::kernels::MOESAIC_ISA_NAMESPACE

@@ -8,9 +8,11 @@
 //   kOffset              values are stored with this added (a power of two, or 0)
 //   kTop                 the largest stored value
 //   kWide                values are signed bytes of any size instead (X::widen, X::dot_wide)
-//   kHasD16              it has a scale per 16 (quarter() and d16() instead of values())
+//   kHasD16              it has a scale per 16 (d16() beside d())
+//   kHasQuarter          its blocks are larger than 32 (quarter() instead of values())
 //   kQuads               it unpacks four blocks at a time for few columns (avx512vnni/nibbles.h)
 //   values(p, q)         the values of the blocks p and q, one after the other
+//   quarter(blocks, i)   the values 64 i .. 64 i + 63 of a chunk
 //   d(blocks), min(...)  the floats of a chunk of 256 values (WholeChunk or CutChunk), eight of
 //   each
 #pragma once
@@ -24,6 +26,8 @@
 #include "quant/iq4_nl.h"
 #include "quant/mxfp4.h"
 #include "quant/nvfp4.h"
+#include "quant/q1_0.h"
+#include "quant/q2_0.h"
 #include "quant/q4_0.h"
 #include "quant/q4_1.h"
 #include "quant/q5_0.h"
@@ -74,6 +78,7 @@ struct SmallTypeBase {
   static constexpr int kBytes = sizeof(Block);
   static constexpr bool kHasMin = false;
   static constexpr bool kHasD16 = false;
+  static constexpr bool kHasQuarter = false;
   static constexpr bool kQuads = false;
   static constexpr bool kWide = false;
   static constexpr int kOffset = 0;
@@ -227,6 +232,7 @@ struct NVFP4 : SmallTypeBase<X, quant::BlockNVFP4, quant::Qtype::kNVFP4> {
   using typename Base::Block;
   static constexpr int kTop = 28;
   static constexpr bool kHasD16 = true;
+  static constexpr bool kHasQuarter = true;
   static constexpr int kOffset = 16;
   static constexpr int kBlockValues = 64;
   static constexpr int kChunkBytes = 4 * Base::kBytes;
@@ -260,11 +266,70 @@ struct NVFP4 : SmallTypeBase<X, quant::BlockNVFP4, quant::Qtype::kNVFP4> {
   }
 };
 
+// Blocks of 128 signs with one scale: each counts as four blocks of 32. Stored here as 0 and 2.
+template <class X>
+struct Q10 : SmallTypeBase<X, quant::BlockQ1_0, quant::Qtype::kQ1_0> {
+  using Base = SmallTypeBase<X, quant::BlockQ1_0, quant::Qtype::kQ1_0>;
+  using typename Base::B;
+  using typename Base::Block;
+  static constexpr int kTop = 2;
+  static constexpr int kOffset = 1;
+  static constexpr bool kHasQuarter = true;
+  static constexpr int kBlockValues = 128;
+  static constexpr int kChunkBytes = 2 * Base::kBytes;
+
+  template <class Chunk>
+  static B quarter(const Chunk& blocks, int i) {
+    const auto& block = *reinterpret_cast<const Block*>(blocks(i / 2));
+    std::uint64_t signs;
+    __builtin_memcpy(&signs, block.qs + i % 2 * 8, 8);
+    return X::add_where(X::set1(0), signs, 2);
+  }
+  template <class Chunk>
+  static __m256 d(const Chunk& blocks) {
+    return Base::halves([&](int i) { return blocks(i / 4); }, 0);
+  }
+};
+
+// Blocks of 64 with one scale: each counts as two blocks of 32.
+template <class X>
+struct Q20 : SmallTypeBase<X, quant::BlockQ2_0, quant::Qtype::kQ2_0> {
+  using Base = SmallTypeBase<X, quant::BlockQ2_0, quant::Qtype::kQ2_0>;
+  using typename Base::B;
+  using typename Base::Block;
+  static constexpr int kTop = 3;
+  static constexpr int kOffset = 1;
+  static constexpr bool kHasQuarter = true;
+  static constexpr int kBlockValues = 64;
+  static constexpr int kChunkBytes = 4 * Base::kBytes;
+
+  template <class Chunk>
+  static B quarter(const Chunk& blocks, int i) {
+    const auto& block = *reinterpret_cast<const Block*>(blocks(i));
+    std::uint64_t codes[2];  // of 32 values each
+    __builtin_memcpy(codes, block.qs, 16);
+    const std::uint64_t low = every_other_bit(codes[0]) | every_other_bit(codes[1]) << 32;
+    const std::uint64_t high = every_other_bit(codes[0] >> 1) | every_other_bit(codes[1] >> 1)
+                                                                    << 32;
+    return X::add_where(X::add_where(X::set1(0), low, 1), high, 2);
+  }
+  template <class Chunk>
+  static __m256 d(const Chunk& blocks) {
+    return Base::halves([&](int i) { return blocks(i / 2); }, 0);
+  }
+
+ private:
+  // Bits 0, 2, 4 ... side by side.
+  static std::uint64_t every_other_bit(std::uint64_t x) {
+    return _pext_u64(x, 0x5555555555555555ULL);
+  }
+};
+
 // Values 64 i .. 64 i + 63 of a chunk of 256 values.
 template <class X, class T, class Chunk>
 typename X::B small_quarter(const Chunk& blocks, int i) {
   typename X::B w;
-  if constexpr (T::kHasD16) {
+  if constexpr (T::kHasQuarter) {
     w = T::quarter(blocks, i);
   } else {
     w = T::values(*reinterpret_cast<const typename T::Block*>(blocks(2 * i)),

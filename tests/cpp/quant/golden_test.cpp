@@ -1,5 +1,6 @@
-// Every decoder against what the gguf package decodes (tests/data/make_quant_bins.py), bit for bit;
-// only a NaN need not have the same sign and payload.
+// Every decoder against what the gguf package decodes (tests/data/make_quant_bins.py; Q1_0 and Q2_0
+// by formula: make_q1_q2_goldens.py), bit for bit; only a NaN need not have the same sign and
+// payload.
 #include <gtest/gtest.h>
 
 #include <bit>
@@ -41,9 +42,9 @@ Golden read_golden(const std::string& name) {
   return golden;
 }
 
-class Golden26 : public testing::TestWithParam<QtypeTraits> {};
+class EveryType : public testing::TestWithParam<QtypeTraits> {};
 
-TEST_P(Golden26, DecodesBitForBit) {
+TEST_P(EveryType, DecodesBitForBit) {
   const QtypeTraits& traits = GetParam();
   const Golden golden = read_golden(std::string(traits.name));
   ASSERT_EQ(golden.type, static_cast<std::uint32_t>(traits.type));
@@ -65,7 +66,7 @@ TEST_P(Golden26, DecodesBitForBit) {
 }
 
 // A view into a file can begin anywhere.
-TEST_P(Golden26, DecodesUnaligned) {
+TEST_P(EveryType, DecodesUnaligned) {
   const QtypeTraits& traits = GetParam();
   const Golden golden = read_golden(std::string(traits.name));
   std::vector<std::uint8_t> shifted(golden.blocks.size() + 1);
@@ -85,9 +86,9 @@ std::vector<QtypeTraits> weight_types() {
   return types;
 }
 
-TEST(Table, HoldsThe26WeightTypes) { EXPECT_EQ(weight_types().size(), 26U); }
+TEST(Table, HoldsThe28WeightTypes) { EXPECT_EQ(weight_types().size(), 28U); }
 
-INSTANTIATE_TEST_SUITE_P(Types, Golden26, testing::ValuesIn(weight_types()),
+INSTANTIATE_TEST_SUITE_P(Types, EveryType, testing::ValuesIn(weight_types()),
                          [](const auto& param) { return std::string(param.param.name); });
 
 }  // namespace

@@ -19,8 +19,8 @@ TYPES = [name for name in qtypes() if name not in ("I8", "I16", "I32", "I64", "F
 WRITTEN = [name for name, _, _, written in _core.qtypes() if written]
 
 
-def test_26_types_have_goldens() -> None:
-    assert len(TYPES) == 26
+def test_28_types_have_goldens() -> None:
+    assert len(TYPES) == 28
     assert {p.stem for p in DATA.glob("*.npz")} - {"source"} == set(TYPES)
 
 
