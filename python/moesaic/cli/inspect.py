@@ -88,6 +88,7 @@ def describe(gguf: GGUF, overrides: Mapping[str, Override] | None = None) -> dic
         "layers": layer_kinds(gguf),
         "config": config,
         "not_runnable_because": reason,
+        "notes": notes(gguf),
         "memory": memory_by_context(gguf, config, overrides or {}) if config else [],
         "tokenizer": {
             "model": m.get("tokenizer.ggml.model"),
@@ -109,6 +110,17 @@ def runnable(
         return _core.describe(first, dict(overrides)), None
     except FormatError as error:
         return None, str(error)
+
+
+def notes(gguf: GGUF) -> list[str]:
+    """What a reader of the file should know about how it is run."""
+    n = sum(name.endswith(".input_scale") for name in gguf.tensors)
+    if n == 0:
+        return []
+    return [
+        f"{n} tensors named .input_scale are not used: they are for engines that round activations "
+        "to 4 bits"
+    ]
 
 
 def memory_by_context(
@@ -171,6 +183,7 @@ def print_report(r: dict[str, Any]) -> None:
         pre = f" / {t['pre']}" if t["pre"] else ""
         head.append(("tokenizer", f"{t['model'] or 'unnamed'}{pre}, {t['vocab']:,} tokens"))
     head.append(("chat template", "yes" if r["chat_template"] else "no"))
+    head += [("note", note) for note in r["notes"]]
     print(table(head))
     if r["types"]:
         print("\ntypes")
