@@ -34,7 +34,7 @@ from oracle.ggml import Ggml
 from oracle.llama_cpp_side import LlamaCpp
 
 _BLOCKS_OF_256 = ("Q6_K", "Q5_K", "Q4_K", "Q3_K", "Q2_K", "IQ4_XS", "IQ3_S", "IQ3_XXS")
-_BELOW_3_BITS = ("IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S", "TQ2_0", "TQ1_0")
+_BELOW_3_BITS = ("IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S", "TQ2_0", "TQ1_0", "Q2_0", "Q1_0")
 _SMALL_BLOCKS = ("Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "IQ4_NL", "MXFP4", "NVFP4")
 TYPES = (*_SMALL_BLOCKS, *_BLOCKS_OF_256, *_BELOW_3_BITS)
 # Can be asked for. Not in the default: without quantization noise the KL is that of the few rows

@@ -23,7 +23,7 @@ _D = {
     "Q4_0": 0, "Q5_0": 0, "Q8_0": 0, "IQ4_NL": 0, "IQ2_XXS": 0, "IQ2_XS": 0, "IQ2_S": 0,
     "IQ3_XXS": 0,
     "IQ3_S": 0, "IQ1_S": 0, "IQ4_XS": 0, "Q4_1": 0, "Q5_1": 0, "Q4_K": 0, "Q5_K": 0, "Q3_K": 108,
-    "Q6_K": 208, "Q2_K": 80, "TQ1_0": 52, "TQ2_0": 64,
+    "Q6_K": 208, "Q2_K": 80, "TQ1_0": 52, "TQ2_0": 64, "Q1_0": 0, "Q2_0": 0,
 }  # fmt: skip
 _DMIN = {"Q4_1": 2, "Q5_1": 2, "Q4_K": 2, "Q5_K": 2, "Q2_K": 82}
 # In Q4_1 and Q5_1 the minimum is added; elsewhere it is subtracted.

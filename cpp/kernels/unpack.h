@@ -8,7 +8,8 @@
 //   p    = fma(d * da, float(isum), -((dmin * da) * float(msum)))
 //   out  = p of block 0 + p of block 1 + ...                  (one float after the other)
 //
-// Blocks of 32 (a larger block counts as several with its scale), against activations with one scale per 32; block b belongs to lane b % 8:
+// Blocks of 32 (a larger block counts as several with its scale), against activations with one
+// scale per 32; block b belongs to lane b % 8:
 //   dot     = sum_i value[i] * q[i]                           (int32, exact)
 //   lane    = fma(d * da, float(dot), lane)                   and, with minima,
 //   lane    = fma(min, da * float(sum of q), lane)

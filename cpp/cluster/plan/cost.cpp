@@ -29,22 +29,24 @@ double held_bytes(const model::TensorSpec& spec) {
                                                                    : spec.derived_bytes());
 }
 
+bool is_matrix(const model::TensorSpec& spec) { return !spec.is_vector && spec.rows > 1; }
+
 // Operations of x (1, cols) -> y (1, rows) with one of the spec's matrices; vectors are no matmul.
 double ops_of(const model::TensorSpec& spec) {
-  if (spec.rows <= 1) return 0;
+  if (!is_matrix(spec)) return 0;
   return 2.0 * static_cast<double>(spec.rows) * static_cast<double>(spec.cols) *
          (quant::is_float(spec.tensor->type) ? kFloatOpCost : 1.0);
 }
 
 // Of one of the spec's matrices.
 double unpack_ops_of(const model::TensorSpec& spec) {
-  if (spec.rows <= 1 || !is_grid(spec.tensor->type)) return 0;
+  if (!is_matrix(spec) || !is_grid(spec.tensor->type)) return 0;
   return kGridUnpackOps * static_cast<double>(spec.rows) * static_cast<double>(spec.cols);
 }
 
 // Floats that this matmul reads and writes, in bytes.
 double row_bytes_of(const model::TensorSpec& spec) {
-  return spec.rows > 1 ? 4.0 * static_cast<double>(spec.rows + spec.cols) : 0.0;
+  return is_matrix(spec) ? 4.0 * static_cast<double>(spec.rows + spec.cols) : 0.0;
 }
 
 AttentionCost attention_cost(const model::Config& c, const model::LayerConfig& layer,

@@ -39,8 +39,10 @@ quant::Qtype derived_type(quant::Qtype type, std::int64_t cols) {
 
 std::uint64_t TensorSpec::mapped_bytes() const {
   if (tensor_rows == 0) return 0;
+  const std::uint64_t beside = scale == nullptr ? 0 : scale->n_bytes;
   return tensor->n_bytes / static_cast<std::uint64_t>(tensor_rows) *
-         static_cast<std::uint64_t>(rows);
+             static_cast<std::uint64_t>(rows) +
+         beside;
 }
 
 std::uint64_t TensorSpec::derived_bytes() const {
@@ -86,6 +88,7 @@ TensorSpec& TensorList::add(LayerSlot slot, std::string_view name, const Shape& 
   spec.rows = shape.rows;
   spec.cols = shape.cols;
   spec.tensor_rows = shape.rows;
+  spec.is_vector = is_vector;
   if (!is_vector) spec.scale = find_scale(name, shape.n_experts);
   specs_.push_back(spec);
   listed_.push_back(tensor);
@@ -101,12 +104,16 @@ const gguf::TensorInfo* TensorList::find_scale(std::string_view name, std::int64
   ignore(stem + ".input_scale");
   const gguf::TensorInfo* scale = find(stem + ".scale");
   if (scale == nullptr) return nullptr;
-  const bool fits = scale->n_elems == 1 || scale->n_elems == static_cast<std::uint64_t>(n_experts);
+  // Per-head matrices of attention are several matrices too, but have one factor.
+  const bool has_experts = stem.ends_with("_exps") && n_experts > 1;
+  const bool fits = scale->ne.size() <= 1 &&
+                    (scale->n_elems == 1 ||
+                     (has_experts && scale->n_elems == static_cast<std::uint64_t>(n_experts)));
   if (!fits || !quant::is_float(scale->type)) {
     fail<FormatError>("[model] ", keys_.path(), ": tensor ", scale->name, ": got ",
                       quant::traits(scale->type).name, " with shape ", shape_text(scale->ne),
                       ", need F32, F16 or BF16 with one value",
-                      n_experts > 1 ? strcat(", or one for each of ", n_experts) : "");
+                      has_experts ? strcat(", or one for each of ", n_experts, " experts") : "");
   }
   listed_.push_back(scale);
   return scale;

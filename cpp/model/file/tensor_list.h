@@ -67,6 +67,7 @@ struct TensorSpec {
   std::int64_t row_begin = 0;
   std::int64_t tensor_rows = 0;
   Origin origin = Origin::kMapped;
+  bool is_vector = false;  // float values that are added or multiplied by, not a matrix
   // "<name>.scale": one factor, or one per expert, of the products of this weight. Null: none.
   const gguf::TensorInfo* scale = nullptr;
 

@@ -34,8 +34,10 @@ std::vector<float> read_scales(const ModelFile& model, const TensorSpec& spec) {
   scales.resize(static_cast<std::size_t>(spec.n_experts), scales.front());
   for (const float scale : scales) {
     if (std::isfinite(scale)) continue;
-    fail<FormatError>("[model] ", model.file->paths().empty() ? "" : model.file->paths().front(),
-                      ": tensor ", spec.scale->name, ": got ", scale, ", need finite numbers");
+    fail<FormatError>(
+        "[model] ", model.file->paths().empty() ? "" : model.file->paths().front(), ": tensor ",
+        spec.scale->name, ": got ", scale,
+        ", need finite numbers; the file is damaged, or was made by a broken converter");
   }
   return scales;
 }

@@ -181,9 +181,8 @@ Recipe with_fused_qkv(Recipe r) {
 
 TEST(Layouts, FusedQkvGivesTheSameBytes) {
   const testing::TinyOptions blocks{.matrices = quant::Qtype::kQ4_K, .unit = 256};
-  for (const Recipe& r :
-       {testing::tiny_llama(), testing::tiny_qwen3moe(), testing::tiny_gpt_oss(),
-        testing::tiny_glm4moe(), testing::tiny_llama(blocks)}) {
+  for (const Recipe& r : {testing::tiny_llama(), testing::tiny_qwen3moe(), testing::tiny_gpt_oss(),
+                          testing::tiny_glm4moe(), testing::tiny_llama(blocks)}) {
     EXPECT_EQ(logits_of(with_fused_qkv(r)), logits_of(r)) << r.arch;
   }
 }
@@ -246,7 +245,8 @@ Recipe with_scales(Recipe r, bool per_expert) {
     if (tensor.ne.size() < 2 || !name.ends_with(".weight")) continue;
     tensor.values = values(r, name);
     for (float& value : tensor.values) value /= 2.0F;
-    const std::uint64_t n = per_expert && tensor.ne.size() == 3 ? tensor.ne[2] : 1;
+    const bool has_experts = name.find("_exps.") != std::string::npos;
+    const std::uint64_t n = per_expert && has_experts ? tensor.ne.back() : 1;
     const std::string stem = name.substr(0, name.size() - 7);
     scales[stem + ".scale"] = {
         {n}, quant::Qtype::kF32, std::vector<float>(static_cast<std::size_t>(n), 2.0F)};
@@ -291,15 +291,46 @@ TEST(Layouts, EachExpertHasItsOwnScale) {
   EXPECT_EQ(logits_of(scaled), logits_of(plain));
 }
 
+// What loading a recipe with this tensor says.
+std::string refusal(Recipe r, const std::string& name, const TinyTensor& tensor) {
+  r.tensors[name] = tensor;
+  try {
+    logits_of(r);
+  } catch (const FormatError& error) {
+    return error.what();
+  }
+  return "";
+}
+
 TEST(Layouts, ScalesOfAnotherCountOrNotFiniteAreRefused) {
-  Recipe r = testing::tiny_qwen3moe();
-  r.tensors["blk.1.ffn_up_exps.scale"] = {{3}, quant::Qtype::kF32, {1.0F, 1.0F, 1.0F}};
-  EXPECT_THROW(logits_of(r), FormatError);
-  r.tensors["blk.1.ffn_up_exps.scale"] = {{1}, quant::Qtype::kF32, {INFINITY}};
-  EXPECT_THROW(logits_of(r), FormatError);
-  r.tensors.erase("blk.1.ffn_up_exps.scale");
-  r.tensors["blk.1.attn_norm.scale"] = {{1}, quant::Qtype::kF32, {2.0F}};
-  EXPECT_THROW(logits_of(r), FormatError) << "of a vector: what it is for is unknown";
+  const Recipe r = testing::tiny_qwen3moe();
+  const auto f32 = [](std::vector<std::uint64_t> ne, float value) {
+    std::uint64_t n = 1;
+    for (const std::uint64_t e : ne) n *= e;
+    return TinyTensor{std::move(ne), quant::Qtype::kF32,
+                      std::vector<float>(static_cast<std::size_t>(n), value)};
+  };
+  const std::string up = "blk.1.ffn_up_exps.scale";
+  for (const TinyTensor& tensor : {f32({3}, 1.0F), f32({1, 5}, 1.0F), f32({5, 1}, 1.0F)}) {
+    EXPECT_NE(refusal(r, up, tensor).find(up), std::string::npos);
+    EXPECT_NE(refusal(r, up, tensor).find("one for each of 5 experts"), std::string::npos);
+  }
+  for (const float value : {INFINITY, -INFINITY, NAN}) {
+    EXPECT_NE(refusal(r, up, f32({1}, value)).find("need finite numbers"), std::string::npos);
+    EXPECT_NE(refusal(r, up, f32({5}, value)).find("need finite numbers"), std::string::npos);
+  }
+  EXPECT_EQ(refusal(r, up, f32({5}, 1.0F)), "");
+  EXPECT_NE(refusal(r, "blk.0.attn_q.scale", f32({2}, 1.0F)).find("with one value"),
+            std::string::npos);
+  EXPECT_NE(refusal(r, "blk.1.attn_norm.scale", f32({1}, 2.0F)), "") << "what for is unknown";
+}
+
+// A scale belongs to the whole of a fused tensor.
+TEST(Layouts, FusedTensorsHaveScalesToo) {
+  Recipe scaled = with_fused_gate_up(with_fused_qkv(testing::tiny_glm4moe()));
+  const Recipe plain = scaled;
+  scaled = with_scales(scaled, true);
+  EXPECT_EQ(logits_of(scaled), logits_of(plain));
 }
 
 }  // namespace

@@ -24,7 +24,7 @@ TEST(Qtype, NamesAndIdsLeadToTheSameRow) {
   }
   EXPECT_EQ(qtype_from_name("q4_k"), Qtype::kQ4_K);
   EXPECT_FALSE(qtype_from_name("Q4"));
-  for (const std::uint32_t id : {4U, 5U, 9U, 15U, 31U, 32U, 33U, 36U, 37U, 38U, 41U, 0xFFFFFFFFU}) {
+  for (const std::uint32_t id : {4U, 5U, 9U, 15U, 31U, 32U, 33U, 36U, 37U, 38U, 43U, 0xFFFFFFFFU}) {
     EXPECT_FALSE(qtype_from_id(id)) << id;
   }
 }

@@ -335,7 +335,7 @@ def test_reprs(path: Path) -> None:
     assert "<b>" not in f._repr_html_() and "F32" in f._repr_html_()
     assert repr(f.tensors["w"]) == "Tensor('w', shape=(2, 4), qtype='F32', nbytes=32)"
     assert "1 keys" in repr(f.metadata) and "1 tensors" in repr(f.tensors)
-    assert len(qtypes()) == 31
+    assert len(qtypes()) == 33
 
 
 def test_text_that_is_not_utf8_is_read_and_written(tmp_path):
