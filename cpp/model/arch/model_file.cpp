@@ -88,7 +88,7 @@ ModelFile understand_with(std::shared_ptr<const gguf::File> file, const Override
   ModelFile model;
   model.file = std::move(file);
   model.config = family.read(keys);
-  check_were_asked(keys, overrides);
+  check_have_effect(keys, model.config, overrides);
   refuse_unread_keys(keys, model.config);
   read_outside(keys, model);
 

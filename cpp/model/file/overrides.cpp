@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "base/errors.h"
+#include "model/file/unread_keys.h"
 
 namespace moesaic::model {
 namespace {
@@ -221,11 +222,11 @@ std::shared_ptr<const gguf::File> with_overrides(std::shared_ptr<const gguf::Fil
   return std::make_shared<OverriddenFile>(std::move(file), overrides);
 }
 
-void check_were_asked(const Keys& keys, const Overrides& overrides) {
+void check_have_effect(const Keys& keys, const Config& config, const Overrides& overrides) {
   const std::set<std::string, std::less<>> asked = keys.asked();
   for (const Override& override : overrides) {
     const std::string_view name = without_prefix(override.name, keys.arch());
-    if (asked.contains(name)) continue;
+    if (asked.contains(name) || is_known_setting(keys, config, name)) continue;
     fail<ArgumentError>("[overrides] ", override.name, ": nothing reads this key in this '",
                         keys.arch(), "' model; nearest: ", nearest(asked, name));
   }

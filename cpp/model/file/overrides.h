@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "gguf/file.h"
+#include "model/config.h"
 #include "model/file/keys.h"
 
 namespace moesaic::model {
@@ -25,9 +26,9 @@ using Overrides = std::vector<Override>;
 // that the key's type cannot hold.
 std::shared_ptr<const gguf::File> with_overrides(std::shared_ptr<const gguf::File> file,
                                                  const Overrides& overrides);
-// Throws ArgumentError naming an override that no getter asked for, and the nearest names that one
-// did ask for: it would change nothing.
-void check_were_asked(const Keys& keys, const Overrides& overrides);
+// Throws ArgumentError naming an override that no getter asked for and whose key is not known to
+// change anything (unread_keys.h), and the nearest names that a getter did ask for.
+void check_have_effect(const Keys& keys, const Config& config, const Overrides& overrides);
 
 // "expert_used_count=4, rope.freq_base=1e+06": for messages and identities.
 std::string text_of(const Overrides& overrides);

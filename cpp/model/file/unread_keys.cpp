@@ -69,7 +69,8 @@ constexpr std::array kSettings = std::to_array<Setting>({
     {"attention.rope_pattern", 1, 1, "some layers do without positions"},
     {"attention.shared_kv_layers", 0, 0, "layers read the keys of others"},
     {"attention.sliding_window_pattern", 0, 1, "some layers attend to a window of tokens"},
-    {"attention.temperature_scale", 0, 0, "queries are scaled by position"},
+    {"attention.temperature_scale", 0, 0,
+     "queries are scaled from attention.temperature_length on"},
     {"attention.value_scale", 0, 1, "values are scaled"},
     {"attn_logit_softcapping", 0, 0, "scores of attention are capped"},
     {"decoder_block_count", 0, 0, kOtherLayers},
@@ -103,7 +104,7 @@ bool has_windows(const Config& config) {
                      [](const LayerConfig& layer) { return layer.window > 0; });
 }
 
-// Those whose neutral value depends on the model.
+// With those whose neutral value depends on the model.
 std::vector<Setting> settings_of(const Keys& keys, const Config& config) {
   const auto number = [](std::int64_t value) { return static_cast<double>(value); };
   const double shared = number(config.moe.n_shared * config.moe.d_ff_expert);
@@ -121,7 +122,14 @@ std::vector<Setting> settings_of(const Keys& keys, const Config& config) {
     settings.push_back({"rope.dimension_count_swa", 0, number(config.rope.n_rot), kWhat});
     settings.push_back({"rope.freq_base_swa", 0, base, kWhat});
   }
+  settings.insert(settings.end(), kSettings.begin(), kSettings.end());
   return settings;
+}
+
+std::vector<Setting>::const_iterator find_setting(const std::vector<Setting>& settings,
+                                                  std::string_view name) {
+  return std::find_if(settings.begin(), settings.end(),
+                      [&](const Setting& setting) { return setting.name == name; });
 }
 
 // Of an array of texts: whether it is empty.
@@ -198,36 +206,49 @@ std::string_view explanation(std::string_view name) {
   return "";
 }
 
-[[noreturn]] void refuse(const Keys& keys, const gguf::Value& value, std::string_view what) {
+[[noreturn]] void refuse(const Keys& keys, const gguf::Value& value, std::string_view what,
+                         const std::string& remedy) {
   const std::string key =
       strcat("[model] ", keys.path(), ": key ", value.key(), " is ", text_of(value), ": ");
   if (!what.empty()) {
     fail<FormatError>(key, what, ", which is not implemented for '", keys.arch(),
-                      "'; the numbers would be others than the model's");
+                      "'; the numbers would be others than the model's", remedy);
   }
   fail<FormatError>(key, "what it changes in a model of '", keys.arch(),
                     "' is not known here, need a newer Moesaic; if it changes nothing, write the "
                     "file without it");
 }
 
+// How the model is run as if the key said nothing, which is the caller's to decide.
+std::string remedy(std::string_view name, const gguf::Value& value, double neutral) {
+  const bool is_flag = value.type() == gguf::ValueType::kBool;
+  const std::string text = is_flag ? (neutral == 0 ? "False" : "True") : strcat(neutral);
+  return strcat(". Without it all the same: overrides={\"", name, "\": ", text, "}");
+}
+
 }  // namespace
 
 void refuse_unread_keys(const Keys& keys, const Config& config) {
-  std::vector<Setting> settings = settings_of(keys, config);
-  settings.insert(settings.end(), kSettings.begin(), kSettings.end());
+  const std::vector<Setting> settings = settings_of(keys, config);
   const std::string prefix = keys.full("");
   const std::set<std::string, std::less<>> read = keys.asked();  // more is asked below
   for (const gguf::Value& value : keys.file()->metadata()) {
     if (!value.key().starts_with(prefix)) continue;
     const std::string_view name = value.key().substr(prefix.size());
     if (read.contains(name) || is_harmless(keys, config, name, value)) continue;
-    const auto setting = std::find_if(settings.begin(), settings.end(),
-                                      [&](const Setting& s) { return s.name == name; });
-    if (setting == settings.end()) refuse(keys, value, explanation(name));
-    if (!is_neutral(value, setting->neutral, setting->or_neutral)) {
-      refuse(keys, value, setting->what);
+    const auto setting = find_setting(settings, name);
+    if (setting == settings.end()) {
+      const bool is_window = name == "attention.sliding_window";
+      refuse(keys, value, explanation(name), is_window ? remedy(name, value, 0) : "");
     }
+    if (is_neutral(value, setting->neutral, setting->or_neutral)) continue;
+    refuse(keys, value, setting->what, remedy(name, value, setting->or_neutral));
   }
+}
+
+bool is_known_setting(const Keys& keys, const Config& config, std::string_view name) {
+  const std::vector<Setting> settings = settings_of(keys, config);
+  return find_setting(settings, name) != settings.end() || !explanation(name).empty();
 }
 
 }  // namespace moesaic::model

@@ -172,6 +172,26 @@ def test_what_makes_no_sense_is_refused(overrides, texts) -> None:
         assert text in message
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "neutral"),
+    [
+        ("logit_scale", 0.5, 1),
+        ("attention.causal", False, True),
+        ("attention.temperature_scale", 0.1, 0),
+        ("attention.sliding_window", 16, 0),
+        ("final_logit_softcapping", 30.0, 0),
+    ],
+)
+def test_a_key_that_is_not_implemented_may_be_put_out_of_action(key, value, neutral, tmp_path):
+    path = rewritten("qwen3moe_top3", tmp_path / "a.gguf", {f"qwen3moe.{key}": value})
+    with pytest.raises(moesaic.FormatError) as error:
+        moesaic.Model(path, progress=False)
+    assert f'overrides={{"{key}": {neutral}}}' in str(error.value)
+    assert logits_of(path, overrides={key: neutral}) == logits_of(FAMILIES / "qwen3moe_top3.gguf")
+    with pytest.raises(moesaic.ArgumentError, match="not implemented"):
+        moesaic.Model(FAMILIES / "qwen3moe_top3.gguf", progress=False, overrides={key: value})
+
+
 def test_a_fault_of_the_file_stays_one(tmp_path) -> None:
     path = rewritten("qwen3moe_top3", tmp_path / "a.gguf", {"qwen3moe.logit_scale": 0.5})
     with pytest.raises(moesaic.FormatError, match="logit_scale"):
