@@ -97,8 +97,16 @@ struct LinkOptions {
   milliseconds stalled_after{5000};   // no byte taken by the peer while some wait to be sent
   milliseconds send_deadline{10000};  // a send that waits for room in the queue
   std::size_t queue_bytes = std::size_t{64} << 20;  // each way: queued to send; received and held
-  std::size_t max_half_open = 64;                   // listener: the oldest gives way to a newcomer
+  // Received and held by all links of a NetThread together. Beyond it a link that holds something
+  // reads no more; one that holds nothing may still take a frame, or work that waits for it would
+  // wait for ever.
+  std::size_t all_queues_bytes = std::size_t{512} << 20;
+  std::size_t max_half_open = 64;  // listener: the oldest gives way to a newcomer
 };
+
+// Where a connection comes from, as far as one machine cannot choose: an IPv4 address, or the first
+// 64 bits of an IPv6 address.
+using Source = std::array<std::uint8_t, 8>;
 
 // What a peer said of itself. Text from the wire has its control characters replaced.
 struct PeerInfo {
@@ -108,6 +116,7 @@ struct PeerInfo {
   std::string release;
   wire::Digest numerics{};
   std::string advertised;          // listeners only
+  Source source{};                 // of one that has dialled this side
   std::uint8_t version_minor = 0;  // the lower of both sides: what may be spoken
   bool encrypted = false;
 };

@@ -32,6 +32,7 @@ Link::Link(std::shared_ptr<NetThread::Impl> net, std::unique_ptr<Stream> stream,
       stalled_after_(options.stalled_after),
       send_deadline_(options.send_deadline),
       queue_limit_(options.queue_bytes),
+      all_limit_(options.all_queues_bytes),
       stream_(std::move(stream)),
       writer_wake_(net_->io),
       reader_wake_(net_->io),
@@ -116,7 +117,8 @@ asio::awaitable<void> Link::read_frames() {
                           " came where ", receive_sequence_, " was due");
     }
     ++receive_sequence_;
-    while (*held_ > 0 && *held_ + header.body_bytes > queue_limit_) {
+    while (*held_ > 0 && (*held_ + header.body_bytes > queue_limit_ ||
+                          *net_->held + header.body_bytes > all_limit_)) {
       reading_paused_ = true;
       reader_wake_.expires_after(kPausePoll);
       asio::error_code ignored;
@@ -125,7 +127,8 @@ asio::awaitable<void> Link::read_frames() {
     }
     reading_paused_ = false;
     std::uint32_t crc = 0;
-    std::vector<std::uint8_t> body = co_await read_body(header.body_bytes, crc);
+    const auto held = std::make_shared<HeldBytes>(held_, net_->held);
+    std::vector<std::uint8_t> body = co_await read_body(header.body_bytes, crc, *held);
     wire::check_crc(bytes, crc);
     bool wanted = true;
     {
@@ -139,16 +142,17 @@ asio::awaitable<void> Link::read_frames() {
       }
       wanted = wanted && state_ == State::kOpen;  // while closing, frames are read for the end only
     }
-    if (wanted) dispatch(header, std::move(body));
+    if (wanted) dispatch(header, std::move(body), held);
   }
 }
 
 asio::awaitable<std::vector<std::uint8_t>> Link::read_body(std::uint32_t n_bytes,
-                                                           std::uint32_t& crc) {
+                                                           std::uint32_t& crc, HeldBytes& held) {
   std::vector<std::uint8_t> body;
   std::size_t n_read = 0;
   while (n_read < n_bytes) {
     const std::size_t size = std::min<std::size_t>(n_bytes, std::max(kFirstPieceBytes, 2 * n_read));
+    held.add(size - n_read);
     body.resize(size);
     co_await stream_->read(std::span(body).subspan(n_read));
     crc = crc32c(crc, body.data() + n_read, size - n_read);
@@ -157,7 +161,8 @@ asio::awaitable<std::vector<std::uint8_t>> Link::read_body(std::uint32_t n_bytes
   co_return body;
 }
 
-void Link::dispatch(const wire::FrameHeader& header, std::vector<std::uint8_t> body) {
+void Link::dispatch(const wire::FrameHeader& header, std::vector<std::uint8_t> body,
+                    const std::shared_ptr<HeldBytes>& held) {
   Incoming incoming;
   incoming.header = header;
   incoming.body = std::move(body);
@@ -173,10 +178,8 @@ void Link::dispatch(const wire::FrameHeader& header, std::vector<std::uint8_t> b
   if (header.type == wire::MessageType::kHello || header.type == wire::MessageType::kWelcome) {
     fail<ProtocolError>(wire::type_name(header.type), " came after the handshake");
   }
-  const std::size_t n_bytes = wire::kHeaderBytes + incoming.body.size();
-  *held_ += n_bytes;
-  incoming.held =
-      std::shared_ptr<void>(nullptr, [held = held_, n_bytes](void*) { *held -= n_bytes; });
+  held->add(wire::kHeaderBytes);
+  incoming.held = held;
   if (handlers_.on_message) handlers_.on_message(std::move(incoming));
 }
 

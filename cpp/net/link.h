@@ -17,6 +17,29 @@
 
 namespace moesaic::net {
 
+// The bytes of one received frame, counted for its link and for all links of the net thread.
+class HeldBytes {
+ public:
+  using Count = std::shared_ptr<std::atomic<std::size_t>>;
+  HeldBytes(Count own, Count all) : own_(std::move(own)), all_(std::move(all)) {}
+  ~HeldBytes() {
+    *own_ -= n_bytes_;
+    *all_ -= n_bytes_;
+  }
+  HeldBytes(const HeldBytes&) = delete;
+  HeldBytes& operator=(const HeldBytes&) = delete;
+  void add(std::size_t n_bytes) {
+    n_bytes_ += n_bytes;
+    *own_ += n_bytes;
+    *all_ += n_bytes;
+  }
+
+ private:
+  const Count own_;
+  const Count all_;
+  std::size_t n_bytes_ = 0;
+};
+
 class Link : public Connection, public Closable, public std::enable_shared_from_this<Link> {
  public:
   Link(std::shared_ptr<NetThread::Impl> net, std::unique_ptr<Stream> stream, PeerInfo peer,
@@ -57,11 +80,13 @@ class Link : public Connection, public Closable, public std::enable_shared_from_
   static asio::awaitable<void> run_writer(std::shared_ptr<Link> self);
   static asio::awaitable<void> run_watch(std::shared_ptr<Link> self);
   asio::awaitable<void> read_frames();
-  asio::awaitable<std::vector<std::uint8_t>> read_body(std::uint32_t n_bytes, std::uint32_t& crc);
+  asio::awaitable<std::vector<std::uint8_t>> read_body(std::uint32_t n_bytes, std::uint32_t& crc,
+                                                       HeldBytes& held);
   asio::awaitable<void> write_frames();
   asio::awaitable<void> watch();
 
-  void dispatch(const wire::FrameHeader& header, std::vector<std::uint8_t> body);
+  void dispatch(const wire::FrameHeader& header, std::vector<std::uint8_t> body,
+                const std::shared_ptr<HeldBytes>& held);
   void answer(const wire::Ping& ping);
   void note(const wire::Pong& pong);
   void ping();
@@ -95,6 +120,7 @@ class Link : public Connection, public Closable, public std::enable_shared_from_
   const milliseconds stalled_after_;
   const milliseconds send_deadline_;
   const std::size_t queue_limit_;
+  const std::size_t all_limit_;
   std::atomic<std::uint32_t> activation_limit_{0};
   std::atomic<std::uint64_t> epoch_{0};
 

@@ -19,10 +19,6 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using Tcp = asio::ip::tcp;
 
-// Where a connection comes from, as far as one machine cannot choose: an IPv4 address, or the first
-// 64 bits of an IPv6 address.
-using Source = std::array<std::uint8_t, 8>;
-
 Source source_of(const asio::ip::address& address) {
   Source source{};
   if (address.is_v6() && !address.to_v6().is_v4_mapped()) {
@@ -130,7 +126,7 @@ class Acceptor : public Closable, public std::enable_shared_from_this<Acceptor> 
           !is_loopback(remote.address())) {
         fail<NetError>("not from this machine, and there is no cluster key");
       }
-      co_await self->greet(stream, from);
+      co_await self->greet(stream, from, source_of(remote.address()));
     } catch (const std::exception& e) {
       self->refuse(strcat("[net] ", from, ": ", e.what()));
     } catch (...) {
@@ -140,7 +136,8 @@ class Acceptor : public Closable, public std::enable_shared_from_this<Acceptor> 
   }
 
   // stream: taken when the peer has authenticated.
-  asio::awaitable<void> greet(std::unique_ptr<Stream>& stream, const std::string& from) {
+  asio::awaitable<void> greet(std::unique_ptr<Stream>& stream, const std::string& from,
+                              const Source& source) {
     stream->prepare(options_.stalled_after);
     PeerInfo peer;
     {
@@ -153,6 +150,7 @@ class Acceptor : public Closable, public std::enable_shared_from_this<Acceptor> 
                        options_.handshake_deadline.count(), " ms");
       }
     }
+    peer.source = source;
     forget(stream.get());
     if (closed_) co_return;
     const std::shared_ptr<Connection> link =

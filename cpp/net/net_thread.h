@@ -32,6 +32,9 @@ struct NetThread::Impl {
   std::thread thread;
   std::atomic<bool> has_ended{false};  // joined: nothing posted runs any more
   const OwningProcess process;         // a forked child has no net thread
+  // Bytes of received frames of all links that are being read or that users hold; outlives both.
+  const std::shared_ptr<std::atomic<std::size_t>> held =
+      std::make_shared<std::atomic<std::size_t>>(0);
 
   bool is_over() const { return has_ended || !process.is_current(); }
   bool is_current() const { return !has_ended && server_id_ == std::this_thread::get_id(); }

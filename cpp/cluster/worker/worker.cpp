@@ -33,9 +33,18 @@ namespace moesaic::cluster {
 namespace {
 
 constexpr double kMemoryShare = 0.9;  // of what is free, when nothing is said
-// Each costs a thread, or descriptors: a member gone bad must not take all of them.
-constexpr std::size_t kMostDeployments = 128;
-constexpr std::size_t kMostLinks = 1024;
+// Why there is no place for one more from a source; empty: there is one.
+template <typename Map, typename IsOfSource>
+std::string crowd(std::size_t most, const char* what, const Map& all, IsOfSource is_of_source) {
+  if (all.size() >= most) {
+    return strcat(most, " ", what, " are open already, which is the most");
+  }
+  const std::size_t most_of_one = std::max<std::size_t>(1, most / 2);
+  const auto n = std::count_if(all.begin(), all.end(), is_of_source);
+  if (static_cast<std::size_t>(n) < most_of_one) return "";
+  return strcat(most_of_one, " ", what, " from its address are open already, which is the most");
+}
+
 // How long a status waits for what is being freed; one that stands still is shown as taken.
 constexpr std::chrono::milliseconds kFreeingPatience{1000};
 constexpr std::size_t kMostSources = 512;
@@ -252,15 +261,16 @@ void WorkerImpl::accepted(std::shared_ptr<net::Connection> link) {
     peer.source = std::make_shared<LinkSource>(link, strcat("coordinator ", info.address));
   }
   net::Connection* const raw = link.get();
-  bool is_full = false;
+  std::string text;  // why not
   {
     const std::scoped_lock lock(mutex_);
-    is_full = peers_.size() >= kMostLinks;
-    if (!is_full) peers_.emplace(raw, std::move(peer));
+    text = crowd(options_.most_links, "links", peers_,
+                 [&](const auto& each) { return each.second.link->peer().source == info.source; });
+    if (text.empty()) peers_.emplace(raw, std::move(peer));
   }
-  if (is_full) {
-    const std::string text = strcat(kMostLinks, " links are open already, which is the most");
+  if (!text.empty()) {
     log({"refused", strcat(info.address, ": ", text), {{"peer", info.address}}});
+    link->start({});  // or it could not be told
     link->go_away(wire::Reason::kBusy, text);
     return;
   }
@@ -380,10 +390,11 @@ void WorkerImpl::load(const Peer& peer, std::uint64_t epoch, wire::Load load) {
         fail<ProtocolError>("[cluster] Load: this epoch or link has a deployment already");
       }
     }
-    if (deployments_.size() >= kMostDeployments) {
-      fail<ProtocolError>("[cluster] Load: ", deployments_.size(),
-                          " deployments are here already, which is the most; close other models");
-    }
+    const std::string text =
+        crowd(options_.most_deployments, "deployments", deployments_, [&](const auto& each) {
+          return each.second->coordinator()->peer().source == peer.link->peer().source;
+        });
+    if (!text.empty()) fail<ProtocolError>("[cluster] Load: ", text, "; close other models");
   }
   log({"load",
        strcat("the coordinator ", peer.link->peer().address, " deploys ", net::printable(load.name),

@@ -44,6 +44,10 @@ struct WorkerOptions {
   double matmul_ops_per_s = 0;
   // What one user may compute while others wait, at the ends of layers.
   std::chrono::milliseconds turn{5};
+  // Each costs a thread or descriptors: a member gone bad must not take all of them. One source (an
+  // IPv4 address, 64 bits of an IPv6 address) may have half of either.
+  std::size_t most_links = 1024;  // that peers have dialled
+  std::size_t most_deployments = 128;
   std::string backend = "auto";
   std::string release;
   // What else the line "ready" says: where the cache is, how many models were found.

@@ -27,6 +27,9 @@ struct RigOptions {
   bool local_copies = true;  // else the workers pull from the coordinator
   std::uint64_t memory_bytes = std::uint64_t{1} << 30U;
   std::chrono::milliseconds turn{5};
+  std::size_t most_links = 1024;
+  std::size_t most_deployments = 128;
+  std::string release = "test";  // of the workers; the coordinator's is "test"
 };
 
 class ClusterRig {
@@ -53,12 +56,23 @@ class ClusterRig {
     worker.memory_bytes = options_.memory_bytes;
     worker.threads = 1;
     worker.turn = options_.turn;
-    worker.release = "test";
+    worker.most_links = options_.most_links;
+    worker.most_deployments = options_.most_deployments;
+    worker.release = options_.release;
     worker.log = [this](const LogEvent& event) {
       const std::scoped_lock lock(log_mutex_);
       log_.push_back(event.event + ": " + event.text);
     };
     return Worker::start(std::move(worker));
+  }
+
+  // As after an upgrade: restarted where it was, with the coordinator's release.
+  void upgrade_worker(std::size_t i) {
+    const std::string address = workers_[i]->address();
+    workers_[i].reset();
+    options_.release = "test";
+    workers_[i] = make_worker(i, address);
+    connect();
   }
 
   void connect() {

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <random>
 
+#include "net/net_thread.h"
 #include "net/rig.h"
 
 namespace moesaic::net::testing {
@@ -232,6 +233,54 @@ TEST_P(LinkTest, ReadingPausesWhileTooMuchIsHeld) {
     n_taken += taken.size();
     return n_taken == 40;
   }));
+}
+
+// The sum over all links of a net thread: here ten of them, of which each may hold its first frame.
+TEST_P(LinkTest, ReadingPausesWhileAllLinksTogetherHoldTooMuch) {
+  constexpr std::size_t kLinks = 10;
+  constexpr std::size_t kFrames = 20;
+  constexpr std::size_t kBytes = 100000;
+  LinkOptions bounded = options();
+  bounded.all_queues_bytes = 1U << 20;
+  NetThread own;  // its counts are the server's only
+  std::atomic<bool> let_go{false};
+  std::mutex mutex;
+  std::vector<Incoming> held;
+  std::size_t n_held = 0;
+  std::size_t n_most = 0;
+  std::size_t n_all = 0;
+  {
+    Server server(own, bounded, [&](Connection&, Incoming&& in) {
+      const std::lock_guard lock(mutex);
+      ++n_all;
+      if (let_go) return;
+      n_most = std::max(n_most, ++n_held);
+      held.push_back(std::move(in));
+    });
+    std::vector<std::unique_ptr<Client>> clients;
+    for (std::size_t i = 0; i < kLinks; ++i) {
+      clients.push_back(std::make_unique<Client>(net, options(), server.address()));
+      for (std::uint64_t k = 0; k < kFrames; ++k) {
+        clients.back()->link->send(wire::Blob{k}, Bytes(kBytes, 1));
+      }
+    }
+    EXPECT_TRUE(eventually([&] {
+      const std::lock_guard lock(mutex);
+      return n_held >= kLinks;
+    }));
+    std::this_thread::sleep_for(50ms);
+    {
+      const std::lock_guard lock(mutex);
+      EXPECT_LE(n_most, (std::size_t{1} << 20) / kBytes + kLinks);
+      let_go = true;
+      held.clear();
+    }
+    EXPECT_TRUE(eventually([&] {
+      const std::lock_guard lock(mutex);
+      return n_all == kLinks * kFrames;
+    }));
+  }
+  EXPECT_EQ(*own.impl()->held, 0U);
 }
 
 TEST_P(LinkTest, SilenceIsFoundAndNamesThePeer) {
