@@ -18,7 +18,8 @@ namespace moesaic::engine {
 namespace {
 
 constexpr std::array<char, 8> kMagic = {'M', 'O', 'E', 'S', 'E', 'S', 'S', '1'};
-constexpr std::uint32_t kVersion = 1;
+// 1: knew the model by its headers alone, which other weights may share.
+constexpr std::uint32_t kVersion = 2;
 constexpr std::size_t kHeaderBytes = 8 + 4 + 4 + 8 + 8;
 constexpr std::size_t kDigestBytes = 32;
 constexpr std::uint32_t kMaxIdentity = 4096;
@@ -156,7 +157,9 @@ Engine::SavedSession read_session(const std::string& path, const EngineFacts& fa
   const auto version = get<std::uint32_t>(&head[8]);
   if (version != kVersion) {
     fail<FormatError>(kWhere, path, ": byte 8: got version ", version, ", need ", kVersion,
-                      "; save the session again with this version of Moesaic");
+                      version < kVersion ? ": an older release wrote it; run its tokens again and "
+                                           "save that session"
+                                         : ": a newer release wrote it; install that one");
   }
   const auto n_identity = get<std::uint32_t>(&head[12]);
   const auto n_tokens = get<std::uint64_t>(&head[16]);

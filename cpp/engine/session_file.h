@@ -1,5 +1,5 @@
 // A session on disk. Little endian, no padding:
-//   magic "MOESESS1" | u32 version = 1 | u32 n_identity | u64 n_tokens | u64 n_kv_bytes
+//   magic "MOESESS1" | u32 version = 2 | u32 n_identity | u64 n_tokens | u64 n_kv_bytes
 //   | identity (n_identity bytes) | tokens i32 (n_tokens) | KV (n_kv_bytes; canonical order: layer,
 //   token) | SHA-256 of all before it (32 bytes)
 // Nothing is allocated from a claimed size before it was held against the file's real one and the

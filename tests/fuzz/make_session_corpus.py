@@ -20,7 +20,7 @@ def file(
     bytes_per_value: int = 2,
     n_kv: int | None = None,
     identity: bytes = IDENTITY,
-    version: int = 1,
+    version: int = 2,
     magic: bytes = b"MOESESS1",
 ) -> bytes:
     """A whole file with its digest."""
@@ -48,7 +48,7 @@ def main() -> None:
         "token": b"\1" + file([0, 1000]),
         "negative": b"\1" + file([-1]),
         "identity": b"\1" + file([1], identity=b"other"),
-        "version": b"\1" + file([1], version=2),
+        "version": b"\1" + file([1], version=1),
         "magic": b"\1" + file([1], magic=b"MOESESS2"),
     }
     for name, data in seeds.items():

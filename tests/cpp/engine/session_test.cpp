@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "base/digest.h"
+#include "base/thrown.h"
 #include "engine/harness.h"
 #include "engine/session_file.h"
 
@@ -234,6 +235,26 @@ TEST_P(SessionFiles, ASignedLieIsRefusedToo) {
   EXPECT_THROW(read_session(path_, engine_->facts()), FormatError);
   write_signed(good);
   EXPECT_NO_THROW(read_session(path_, engine_->facts()));
+}
+
+TEST_P(SessionFiles, ThoseOfOtherReleasesAreRefusedByName) {
+  auto session = engine_->open_session().get();
+  run_one(step(session, prompt(5)));
+  write_session(path_, engine_->facts().identity, engine_->save_session(session).get());
+  const std::vector<std::uint8_t> good = bytes();
+  ASSERT_EQ(good[8], 2);
+  const auto error_of = [&](std::uint8_t version) {
+    std::vector<std::uint8_t> other = good;
+    other[8] = version;
+    write_signed(other);
+    return moesaic::testing::thrown<FormatError>([&] { read_session(path_, engine_->facts()); });
+  };
+  const std::string older = error_of(1);
+  EXPECT_NE(older.find("got version 1, need 2: an older release wrote it"), std::string::npos)
+      << older;
+  const std::string newer = error_of(3);
+  EXPECT_NE(newer.find("got version 3, need 2: a newer release wrote it"), std::string::npos)
+      << newer;
 }
 
 TEST_P(SessionFiles, TheSystemsRefusalsAreIoErrors) {

@@ -249,27 +249,8 @@ TEST_F(Handshake, ALieAboutTheIdIsRefused) {
 // Runs `serve` for the one connection that a bare listening socket gets.
 std::string dial_a_server_that(const std::function<void(RawPeer&)>& serve, NetThread& net,
                                const LinkOptions& options) {
-  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  sockaddr_in at{};
-  at.sin_family = AF_INET;
-  at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t n = sizeof at;
-  EXPECT_EQ(bind(fd, reinterpret_cast<sockaddr*>(&at), n), 0);
-  EXPECT_EQ(::listen(fd, 1), 0);
-  getsockname(fd, reinterpret_cast<sockaddr*>(&at), &n);
-  std::thread server([&] {
-    RawPeer peer(accept(fd, nullptr, nullptr));
-    try {
-      serve(peer);
-    } catch (const Error&) {
-      return;  // the dialler has had enough
-    }
-  });
-  const std::string text = thrown<Error>(
-      [&] { dial(net, options, strcat("127.0.0.1:", ntohs(at.sin_port)), kPatience); });
-  server.join();
-  ::close(fd);
-  return text;
+  return error_at_a_server_that(
+      serve, [&](const std::string& address) { dial(net, options, address, kPatience); });
 }
 
 TEST_F(Handshake, AListenerMustProveItsId) {

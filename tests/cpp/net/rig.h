@@ -255,6 +255,33 @@ class RawPeer : private Socket {
   std::unique_ptr<TlsSession> tls_;
 };
 
+// What `dial` throws when one connection is accepted and served so.
+inline std::string error_at_a_server_that(
+    const std::function<void(RawPeer&)>& serve,
+    const std::function<void(const std::string& address)>& dial) {
+  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in at{};
+  at.sin_family = AF_INET;
+  at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t n = sizeof at;
+  EXPECT_EQ(bind(fd, reinterpret_cast<sockaddr*>(&at), n), 0);
+  EXPECT_EQ(::listen(fd, 1), 0);
+  getsockname(fd, reinterpret_cast<sockaddr*>(&at), &n);
+  std::thread server([&] {
+    RawPeer peer(accept(fd, nullptr, nullptr));
+    try {
+      serve(peer);
+    } catch (const Error&) {
+      return;  // the dialler has had enough
+    }
+  });
+  const std::string text =
+      moesaic::testing::thrown<Error>([&] { dial(strcat("127.0.0.1:", ntohs(at.sin_port))); });
+  server.join();
+  ::close(fd);
+  return text;
+}
+
 // What a listener has seen, and the links it has accepted, each started with a log of messages.
 struct Server {
   struct Session {
