@@ -304,8 +304,8 @@ struct RunSequence {
 };
 
 // Payload: int32 tokens (n_rows in all) to worker 0, hidden rows (n_rows, d_model) to the others. A
-// step that generates ahead passes again with index + 1, of one row for each sequence that was
-// alive in the Result before, in order.
+// step that generates ahead passes again with index + 1, of one row for each sequence still alive,
+// in order; without sampler, history and stop_tokens, which the last stage keeps from index 0.
 struct Run {
   static constexpr MessageType kType = MessageType::kRun;
   static constexpr bool kHasPayload = true;

@@ -139,11 +139,15 @@ class Deployment {
   void fail_link(const std::exception_ptr& why, std::size_t stage);
   void join_ring(const wire::Join& join);
   void run(wire::Run run, std::span<const std::uint8_t> payload);
-  void finish_run(const wire::Run& run, const std::vector<model::SequenceResult>& results);
+  void finish_run(wire::Run& run, const std::vector<model::SequenceResult>& results);
+  // At the last stage: what a generation samples with, which comes with its first pass only.
+  void keep_sampling(wire::Run& run, const std::vector<std::int32_t>& tokens);
+  void restore_sampling(wire::Run& run);
   void send_result(const wire::Run& run, const std::vector<model::SequenceResult>& results,
                    const std::vector<bool>& alive);
   void send_captures(const wire::Run& run, const std::vector<model::SequenceResult>& results);
   void run_ahead(const wire::Tokens& tokens);
+  void forget(std::uint64_t step);  // no pass of it comes any more
   void read_rows(const wire::KvOp& op);
   bool is_first() const { return load_.stage == 0; }
   bool is_last() const { return load_.stage + 1 == load_.stages.size(); }
@@ -193,8 +197,11 @@ class Deployment {
   net::NetSeat seat_;
   std::unique_ptr<Stage> stage_;
   std::uint32_t payload_limit_ = 0;
-  std::unordered_map<std::uint64_t, wire::Run> ahead_;  // at the first stage: by step
-  std::chrono::steady_clock::duration few_took_{};      // a step of few rows, the last time
+  // Of generations that go on, by step: at the first stage the pass before, without what it samples
+  // with; at the last stage the next pass, with nothing else.
+  std::unordered_map<std::uint64_t, wire::Run> ahead_;
+  std::unordered_map<std::uint64_t, wire::Run> sampling_;
+  std::chrono::steady_clock::duration few_took_{};  // a step of few rows, the last time
   std::chrono::steady_clock::time_point reported_{};
 
   std::thread thread_;  // last

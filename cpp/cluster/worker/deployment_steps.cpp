@@ -25,7 +25,7 @@ void Deployment::run(wire::Run run, std::span<const std::uint8_t> payload) {
   {
     const std::scoped_lock lock(mutex_);
     if (run.step <= cancelled_through_) {
-      ahead_.erase(run.step);
+      forget(run.step);
       return;
     }
     running_step_ = run.step;
@@ -45,6 +45,7 @@ void Deployment::run(wire::Run run, std::span<const std::uint8_t> payload) {
     const Forget forget{*this};
     step_now_ = run.step;
     failpoint::pass(Site::kRunBegin);
+    if (is_last() && run.index > 0) restore_sampling(run);
     const InPhase computing(*this, Phase::kComputing);
     Turn turn(host_.turns(), &flag, [this] {
       phase_ = Phase::kWaiting;
@@ -68,10 +69,10 @@ void Deployment::run(wire::Run run, std::span<const std::uint8_t> payload) {
     stage_->held().check_files();
     failpoint::pass(Site::kRunEnd);
   } catch (const CancelledError&) {
-    ahead_.erase(run.step);
+    forget(run.step);
     return;
   } catch (...) {
-    ahead_.erase(run.step);
+    forget(run.step);
     if (!is_of_request(std::current_exception())) throw;
     tell_coordinator(error_reply(run.step, std::current_exception()));
     return;
@@ -82,11 +83,24 @@ void Deployment::run(wire::Run run, std::span<const std::uint8_t> payload) {
     const std::scoped_lock lock(mutex_);
     cancelled = cancelled_through_;
   }
-  std::erase_if(ahead_, [cancelled](const auto& each) { return each.first <= cancelled; });
+  const auto is_cancelled = [cancelled](const auto& each) { return each.first <= cancelled; };
+  std::erase_if(ahead_, is_cancelled);
+  std::erase_if(sampling_, is_cancelled);
   if (is_first() && run.index == 0 &&
       std::any_of(run.sequences.begin(), run.sequences.end(),
                   [](const auto& sequence) { return sequence.decode_ahead > 0; })) {
-    ahead_[run.step] = run;
+    wire::Run& kept = ahead_[run.step];
+    kept.step = run.step;
+    for (const wire::RunSequence& sequence : run.sequences) {
+      if (sequence.decode_ahead > 0 && !sequence.sampler) {
+        fail<ProtocolError>("[run] decode_ahead: sequence ", sequence.sequence, " has no sampler");
+      }
+      wire::RunSequence& place = kept.sequences.emplace_back();
+      place.sequence = sequence.sequence;
+      place.start = sequence.start;
+      place.n_rows = sequence.n_rows;
+      place.decode_ahead = sequence.decode_ahead;
+    }
   }
   for (const wire::RunSequence& sequence : run.sequences) rows_done_ += sequence.n_rows;
   if (is_last()) {
@@ -97,9 +111,50 @@ void Deployment::run(wire::Run run, std::span<const std::uint8_t> payload) {
   send_captures(run, output.results);
 }
 
+void Deployment::forget(std::uint64_t step) {
+  ahead_.erase(step);
+  sampling_.erase(step);
+}
+
+void Deployment::keep_sampling(wire::Run& run, const std::vector<std::int32_t>& tokens) {
+  wire::Run next;
+  for (std::size_t i = 0; i < tokens.size(); ++i) {
+    if (tokens[i] < 0) continue;
+    wire::RunSequence& from = run.sequences[i];
+    wire::RunSequence& kept = next.sequences.emplace_back();
+    kept.sequence = from.sequence;
+    kept.sampler = std::move(from.sampler);
+    kept.stop_tokens = std::move(from.stop_tokens);
+    kept.history = std::move(from.history);
+    kept.history.push_back(tokens[i]);
+    keep_looked_back(from_wire(*kept.sampler), kept.history);
+  }
+  next.index = run.index + 1;
+  sampling_[run.step] = std::move(next);
+}
+
+void Deployment::restore_sampling(wire::Run& run) {
+  auto kept = sampling_.extract(run.step);
+  const auto is_same = [](const wire::RunSequence& a, const wire::RunSequence& b) {
+    return a.sequence == b.sequence;
+  };
+  if (!kept || kept.mapped().index != run.index ||
+      !std::equal(run.sequences.begin(), run.sequences.end(), kept.mapped().sequences.begin(),
+                  kept.mapped().sequences.end(), is_same)) {
+    fail<ProtocolError>("[run] index: got ", run.index, " of step ", run.step, " with ",
+                        run.sequences.size(),
+                        " sequences, which do not follow from the pass before");
+  }
+  for (std::size_t i = 0; i < run.sequences.size(); ++i) {
+    wire::RunSequence& from = kept.mapped().sequences[i];
+    run.sequences[i].sampler = std::move(from.sampler);
+    run.sequences[i].stop_tokens = std::move(from.stop_tokens);
+    run.sequences[i].history = std::move(from.history);
+  }
+}
+
 // Tokens go to the first stage before anything else: the next step waits for them.
-void Deployment::finish_run(const wire::Run& run,
-                            const std::vector<model::SequenceResult>& results) {
+void Deployment::finish_run(wire::Run& run, const std::vector<model::SequenceResult>& results) {
   failpoint::pass(Site::kFinishRun);
   std::vector<bool> alive(results.size(), false);
   wire::Tokens next{run.step, run.index + 1, {}};
@@ -113,6 +168,7 @@ void Deployment::finish_run(const wire::Run& run,
   }
   const bool goes_on = std::find(alive.begin(), alive.end(), true) != alive.end();
   if (goes_on && !is_first()) pass_on(next);
+  if (goes_on) keep_sampling(run, next.tokens);
   send_result(run, results, alive);
   if (goes_on && is_first()) {
     net::Incoming task;
@@ -191,7 +247,8 @@ void Deployment::send_captures(const wire::Run& run,
   }
 }
 
-// At the first stage: the sampled tokens come round, and each is the next row of its sequence.
+// At the first stage: the sampled tokens come round, and each is the next row of its sequence. What
+// they are sampled with stays where it is used, at the last stage.
 void Deployment::run_ahead(const wire::Tokens& tokens) {
   failpoint::pass(Site::kRunAhead);
   const auto found = ahead_.find(tokens.step);
@@ -211,15 +268,11 @@ void Deployment::run_ahead(const wire::Tokens& tokens) {
     wire::RunSequence sequence = std::move(before.sequences[i]);
     sequence.start += sequence.n_rows;
     sequence.n_rows = 1;
-    sequence.logits = 0;
-    sequence.targets.clear();
-    if (sequence.decode_ahead == 0 || !sequence.sampler) {
+    if (sequence.decode_ahead == 0) {
       fail<ProtocolError>("[cluster] Tokens: sequence ", sequence.sequence, " has ended");
     }
     --sequence.decode_ahead;
     goes_on = goes_on || sequence.decode_ahead > 0;
-    sequence.history.push_back(tokens.tokens[i]);
-    keep_looked_back(from_wire(*sequence.sampler), sequence.history);
     rows.push_back(tokens.tokens[i]);
     next.sequences.push_back(std::move(sequence));
   }

@@ -2,6 +2,8 @@
 // captures, generations, forks, saved sessions; and only workers see hidden rows.
 #include <gtest/gtest.h>
 
+#include <numeric>
+
 #include "cluster/cluster_rig.h"
 #include "net/rig.h"
 
@@ -320,6 +322,38 @@ TEST(Cluster, StopTokensAndCountsEndTheRing) {
   got.insert(got.end(), sink.tokens[0].begin(), sink.tokens[0].end());
   EXPECT_EQ(got, Tokens(all.begin(), first + 1));
   EXPECT_EQ(runner->length(id), 12 + static_cast<std::int64_t>(got.size()) - 1);
+}
+
+// What a generation samples with travels with its first pass and not with every token.
+TEST(Cluster, SettingsOfAGenerationTravelOnce) {
+  ClusterRig rig(model::testing::tiny_llama({.n_layers = 4}), {.n_workers = 2});
+  const auto runner = rig.deploy();
+  model::SamplerSpec sampler;
+  sampler.repeat_penalty = 1.2F;
+  sampler.penalty_last_n = -1;
+  const Tokens prompt = model::testing::some_tokens(12, runner->config().vocab, 1);
+  const auto all = generate(*runner, {prompt}, sampler, 40, false)[0];
+  const auto id = runner->open();
+  model::testing::run_one(*runner, model::testing::rows(id, 0, prompt, model::Logits::kNone));
+  Tokens stops(20'000);
+  std::iota(stops.begin(), stops.end(), 1'000'000);  // none of them ever comes
+  auto next = model::testing::rows(id, 12, {all[0]}, model::Logits::kNone);
+  next.sampler = &sampler;
+  next.history = prompt;
+  next.history.push_back(all[0]);
+  const auto sent = [&] {
+    return rig.coordinator().nodes(false, nullptr).at(0).bytes_sent_activations;
+  };
+  const std::uint64_t before = sent();
+  Collect sink(1);
+  const model::Ahead leave{39, stops};
+  runner->run_ahead(one(next), std::span(&leave, 1), sink);
+  Tokens got{all[0]};
+  got.insert(got.end(), sink.tokens[0].begin(), sink.tokens[0].end());
+  EXPECT_EQ(got, all);
+  const std::uint64_t once = stops.size() * sizeof(std::int32_t);
+  EXPECT_GE(sent() - before, once);
+  EXPECT_LT(sent() - before, 3 * once);
 }
 
 }  // namespace
