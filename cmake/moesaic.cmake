@@ -33,10 +33,16 @@ function(moesaic_module name)
     target_include_directories(moesaic_${name} INTERFACE ${PROJECT_SOURCE_DIR}/cpp)
     return()
   endif()
-  add_library(moesaic_${name} STATIC ${sources})
-  target_include_directories(moesaic_${name} PUBLIC ${PROJECT_SOURCE_DIR}/cpp)
-  target_link_libraries(moesaic_${name} PUBLIC ${arg_DEPENDS})
-  moesaic_flags(moesaic_${name})
+  moesaic_library(moesaic_${name} SOURCES ${sources} DEPENDS ${arg_DEPENDS})
+endfunction()
+
+# moesaic_library(target SOURCES files... DEPENDS targets...): a static library of these files of the house.
+function(moesaic_library target)
+  cmake_parse_arguments(arg "" "" "SOURCES;DEPENDS" ${ARGN})
+  add_library(${target} STATIC ${arg_SOURCES})
+  target_include_directories(${target} PUBLIC ${PROJECT_SOURCE_DIR}/cpp)
+  target_link_libraries(${target} PUBLIC ${arg_DEPENDS})
+  moesaic_flags(${target})
 endfunction()
 
 # moesaic_isa(module isa flags): cpp/<module>/<isa>/*.cpp compiled with the flags of that ISA, linked into the module; or,

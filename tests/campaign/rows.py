@@ -301,6 +301,21 @@ def _programs() -> list[Row]:
             Line("libFuzzer: session files", group, 20_000_000, "no crash, leak or slow input"),
             "fuzz_engine_session_file", 100_000,
         ),
+        *(
+            FuzzRow(
+                Line(
+                    f"libFuzzer: {name}", group, 20_000_000,
+                    "no crash, leak or slow input",
+                ),
+                target, 100_000,
+            )
+            for name, target in (
+                ("files understood as models", "fuzz_model_understand"),
+                ("slices of the cache", "fuzz_cluster_slice_file"),
+                ("journals of pulls", "fuzz_cluster_slice_journal"),
+                ("remembered digests", "fuzz_cluster_digest_book"),
+            )
+        ),
         ProgramRow(
             Line(
                 "malformed frames (plain; half as many under TLS)", group, 1_000_000,

@@ -1,38 +1,18 @@
 // libFuzzer target: any bytes as a GGUF file. Either a FormatError or a file of which everything
 // can be touched, within 10 ms and without a single allocation above twice the input and 1 MB.
 // Seeds: corpus/gguf_open/ (make_gguf_corpus.py).
-#include <sanitizer/allocator_interface.h>
-
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
-#include <ctime>
 #include <string>
 
 #include "base/errors.h"
+#include "check.h"
 #include "gguf/file.h"
 #include "quant/qtype.h"
 
 namespace {
 
-std::size_t g_largest_allocation = 0;
-
-// Sanitizers at -O1 slow the code down about so much; measured in CPU time, so that a busy machine
-// does not matter.
-constexpr double kSlowdown = 5;
-
-double cpu_seconds() {
-  timespec now{};
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
-  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
-}
-
-[[noreturn]] void violated(const char* what) {
-  std::fprintf(stderr, "property violated: %s\n", what);
-  std::abort();
-}
+using moesaic::fuzz::violated;
 
 // Reads all that a caller could: metadata by every getter, tensors' bytes, and a block of each
 // decoded.
@@ -81,23 +61,17 @@ std::uint64_t touch(const moesaic::gguf::File& file) {
 std::uint64_t g_sink = 0;  // keeps the reads; external, so that they cannot be dropped
 
 extern "C" int LLVMFuzzerInitialize(int*, char***) {
-  __sanitizer_install_malloc_and_free_hooks(
-      [](const volatile void*, std::size_t n_bytes) {
-        g_largest_allocation = std::max(g_largest_allocation, n_bytes);
-      },
-      [](const volatile void*) {});
+  moesaic::fuzz::install_hooks();
   return 0;
 }
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  g_largest_allocation = 0;
-  const double start = cpu_seconds();
+  const moesaic::fuzz::Stopwatch stopwatch;
   try {
     g_sink = touch(*moesaic::gguf::File::from_memory({data, size}, "fuzz.gguf"));
   } catch (const moesaic::FormatError& error) {
     g_sink = std::string(error.what()).size();
   }
-  if (cpu_seconds() - start > 0.010 * kSlowdown) violated("more than 10 ms");
-  if (g_largest_allocation > 2 * size + (std::size_t{1} << 20)) violated("too large an allocation");
+  moesaic::fuzz::check_allocations(size);
   return 0;
 }

@@ -23,7 +23,6 @@ namespace fs = std::filesystem;
 using namespace std::chrono_literals;
 
 constexpr char kMagic[8] = {'M', 'S', 'D', 'I', 'G', 'S', 'T', '1'};
-constexpr std::size_t kStateBytes = 48;
 constexpr std::size_t kUnitBytes = 40;
 constexpr std::size_t kMaxBooks = 256;  // older ones are of files long changed
 constexpr std::uint64_t kMaxBookBytes = std::uint64_t{1} << 28;
