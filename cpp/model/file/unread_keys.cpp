@@ -42,6 +42,19 @@ constexpr std::array<std::string_view, 7> kOfWindows{
     "rope.freq_base_swa",
 };
 
+// Those of YaRN: is_harmless_yarn().
+constexpr std::array<std::string_view, 5> kOfYarn{
+    "rope.scaling.yarn_attn_factor",    "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow",      "rope.scaling.yarn_ext_factor",
+    "rope.scaling.yarn_log_multiplier",
+};
+// Those that change nothing with some values and in some models: is_harmless().
+constexpr std::array<std::string_view, 5> kWithConditions{
+    "attention.sliding_window",     "hidden_activation",
+    "rope.dimension_sections",      "rope.scaling.yarn_attn_factor",
+    "rope.scaling.yarn_ext_factor",
+};
+
 // A key that changes what is computed, and the values with which it does not. Of an array every
 // element must be such a value; true is 1.
 struct Setting {
@@ -173,7 +186,7 @@ bool is_harmless(const Keys& keys, const Config& config, std::string_view name,
   if (contains(kHarmless, name)) return true;
   if (contains(kOfExperts, name) && config.moe.n_experts == 0) return true;
   if (contains(kOfWindows, name) && !has_windows(config)) return true;
-  if (name.starts_with("rope.scaling.yarn_")) return is_harmless_yarn(keys, name, value);
+  if (contains(kOfYarn, name)) return is_harmless_yarn(keys, name, value);
   if (name == "attention.key_length" || name == "attention.value_length") {
     if (config.mla.kv_lora == 0) return false;
     keys.count_or(name, 0);  // one for all layers; how wide latent rows are other keys say
@@ -248,7 +261,7 @@ void refuse_unread_keys(const Keys& keys, const Config& config) {
 
 bool is_known_setting(const Keys& keys, const Config& config, std::string_view name) {
   const std::vector<Setting> settings = settings_of(keys, config);
-  return find_setting(settings, name) != settings.end() || !explanation(name).empty();
+  return find_setting(settings, name) != settings.end() || contains(kWithConditions, name);
 }
 
 }  // namespace moesaic::model

@@ -231,6 +231,7 @@ TEST(Keys, YarnSettingsThatNothingHereHasAreRefused) {
   EXPECT_TRUE(refuses("linear", "yarn_ext_factor", 1.0));
   EXPECT_TRUE(refuses("linear", "yarn_log_multiplier", 1.0));
   EXPECT_EQ(says("linear", "yarn_log_multiplier", 0.0), "");
+  EXPECT_TRUE(refuses("none", "yarn_of_tomorrow", 1.0));
   for (const char* name : {"yarn_ext_factor", "yarn_attn_factor", "yarn_log_multiplier"}) {
     EXPECT_EQ(says("none", name, 0.5), "") << name;
   }

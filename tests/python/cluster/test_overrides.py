@@ -138,6 +138,9 @@ def test_sessions_of_another_override_are_refused_by_name(tmp_path) -> None:
     ("overrides", "texts"),
     [
         ({"expert_used_cout": 2}, ["expert_used_cout", "expert_used_count"]),
+        ({"rope.scaling.factr": 2.0}, ["rope.scaling.factr", "rope.scaling.factor"]),
+        ({"rope.scaling.yarn_beta_fst": 2.0}, ["nothing reads"]),
+        ({"attention.temperature_length": 2}, ["nothing reads"]),
         ({"expert_used_count": 0}, ["expert_used_count", "got 0", "need 1 to"]),
         ({"expert_used_count": 10**6}, ["expert_used_count", "1000000"]),
         ({"expert_used_count": -1}, ["expert_used_count", "-1"]),
