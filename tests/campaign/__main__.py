@@ -47,8 +47,8 @@ MOST_FAILURES = 3  # of one row in one campaign: then it waits for somebody to l
 HEAD = """# The campaign of faults
 
 Written by `./dev campaign` from `{journal}`; not by hand. The rows are those of the
-reliability table that concern transport, workers, cache and links; the full numbers are the
-table's. Each row can be run alone and goes on where it stopped:
+reliability table: transport, workers, cache, links, identity, users, files, ends; the full numbers
+are the table's. Each row can be run alone and goes on where it stopped:
 `./dev campaign --share 1 --rows "kill*"`. Times of "last run" are UTC; "seconds" is the time that
 all runs of the row took together.
 

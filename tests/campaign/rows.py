@@ -1,7 +1,7 @@
-"""The campaign's rows: RELIABILITY's table as far as transport, workers, cache and links go.
+"""The campaign's rows: RELIABILITY's table.
 
-A row is a case that takes a rig and a number, or a program that counts by itself. The cases are
-those of tests/python/cluster; here stands how many of each make the full number.
+A row is a case that takes a rig and a number, a program that counts by itself, or Python tests. The
+cases are those of tests/python/cluster; here stands how many of each make the full number.
 """
 
 from __future__ import annotations
@@ -276,6 +276,13 @@ def _tests() -> list[Row]:
                 "refused by name",
             ),
             "test_net", "Handshake.AnOlderMinor*:Handshake.AnotherVersion*", "", 1, 1,
+        ),
+        ProgramRow(
+            Line(
+                "release N-1: half an upgrade, caches of both releases", group, 1,
+                "works or refused by name",
+            ),
+            "test_cluster", "Versions.*:OldCache.*", "", 1, 1,
         ),
     ]  # fmt: skip
 
