@@ -136,6 +136,7 @@ class History:
         except Exception as error:
             kind = "typed" if isinstance(error, LOSS) else "other"
             self.write(event="end", client=client, error=kind, text=f"{error!r}"[:300])
+            time.sleep(0.05)  # a program would not ask again at once either
         else:
             self.write(event="end", client=client, answer=answer)
 
